@@ -1,0 +1,1 @@
+"""Applications of one system each, and `main.py`, the umbrella command."""

@@ -1,0 +1,40 @@
+"""`crossband`: one command over all domains, found through the entry points of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from crossband.shared.cli.domain import Domain, Verb, load_object
+from crossband.shared.cli.env import ENV
+from crossband.shared.cli.main import run_umbrella
+from crossband.shared.cli.models import MODELS
+from crossband.shared.registry import domain_packages
+
+DEMO = Verb(
+    config="crossband.apps.config:DemoConfig",
+    run="crossband.apps.demo:run",
+    summary="toy weather from training to forecast and HTML report, in a minute, no data needed",
+    examples=("crossband demo", "crossband demo --out /tmp/demo --minutes 3"),
+)
+EXAMPLES = (
+    "crossband demo",
+    'crossband models list "predformer*"',
+    "crossband spatiotemporal train --help",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `crossband <argv>` and return the exit code."""
+    return run_umbrella(commands, EXAMPLES, argv)
+
+
+def commands() -> Mapping[str, Callable[[], Domain | Verb]]:
+    """Return the commands by name, each with the function that loads it."""
+    loaders: dict[str, Callable[[], Domain | Verb]] = {
+        name: partial(load_object, f"{package}.cli:DOMAIN")
+        for name, package in domain_packages().items()
+    }
+    for name, command in {"models": MODELS, "env": ENV, "demo": DEMO}.items():
+        loaders[name] = lambda command=command: command
+    return loaders

@@ -1,0 +1,213 @@
+"""Checkpoints are products: one safetensors file that holds weights and how to use them.
+
+The header entry `crossband` of the file is a JSON object: `format` (version), `model` (name and
+arguments), `task`, `data`, `normalisation`, `metrics` with their protocol, `versions`. A single
+file can be moved without losing what it needs. Nothing here ever unpickles code.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crossband.shared.errors import CheckpointError
+from crossband.shared.files import atomic_path
+
+FORMAT_VERSION = 1
+HEADER_KEY = "crossband"
+
+# Brings a configuration written by format version k to version k + 1.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+# Containers that training scripts wrap around the weights, in the order they are looked for.
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "params")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and configuration read from a crossband checkpoint."""
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    config: dict[str, Any]
+
+
+def save_checkpoint(path: str | Path, state_dict: dict[str, Tensor], config: dict) -> Path:
+    """Write weights and configuration into one safetensors file, atomically.
+
+    Args:
+        path: Target; must end in `.safetensors`.
+        state_dict: Parameters and persistent buffers.
+        config: JSON-able description; `format` and the library versions are added.
+
+    Raises:
+        CrossbandError: the file cannot be written (full disk, no permission).
+    """
+    from crossband.shared.environment import versions
+
+    path = Path(path)
+    config = {"format": FORMAT_VERSION, "versions": versions(), **config}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(config)})
+        except SafetensorError as error:  # the writer wraps the operating system's error
+            raise OSError(None, str(error)) from error
+    return path
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return the configuration of a checkpoint without reading its weights.
+
+    Raises:
+        CheckpointError: not a checkpoint written by crossband, or a newer format.
+    """
+    path = _existing(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path} is not a crossband checkpoint (.safetensors): convert the authors' file "
+            f"first with `crossband models convert {path} OUT.safetensors --model NAME`."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER_KEY)
+    except (SafetensorError, OSError) as error:
+        raise _corrupt(path, error) from error
+    if header is None:
+        raise CheckpointError(
+            f"{path} holds weights but no crossband configuration: convert it first with "
+            f"`crossband models convert {path} OUT.safetensors --model NAME`."
+        )
+    try:
+        config = json.loads(header)
+        version = int(config["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _corrupt(path, error) from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}, this crossband reads up to "
+            f"{FORMAT_VERSION}: update crossband."
+        )
+    while version < FORMAT_VERSION:
+        config = MIGRATIONS[version](config)
+        version += 1
+    return config
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint that crossband wrote.
+
+    Raises:
+        CheckpointError: missing, foreign, corrupt or newer than this version.
+    """
+    config = read_config(path)
+    state_dict, _ = read_state_dict(path)
+    return Checkpoint(Path(path), state_dict, config)
+
+
+def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the weights of any checkpoint file safely.
+
+    Reads safetensors, and PyTorch files through the restricted unpickler. Containers such as
+    `{"state_dict": ...}` are opened.
+
+    Returns:
+        The tensors by name, and what else the file says (safetensors header or the non-tensor
+        entries of a PyTorch file).
+
+    Raises:
+        CheckpointError: missing or corrupt file, a pickle that would run code, or no tensors.
+    """
+    path = _existing(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise _corrupt(path, error) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises many kinds on damaged files
+        if "weights_only" in str(error).lower() and not _damaged_archive(path):
+            raise CheckpointError(
+                f"{path} is a pickle that would run code or build unknown objects when opened, "
+                "so it is refused: ask its author for a safetensors file or plain tensors."
+            ) from error
+        raise _corrupt(path, error) from error
+    extra: dict[str, Any] = {}
+    if isinstance(content, dict):
+        extra = {k: v for k, v in content.items() if not isinstance(v, (Tensor, dict))}
+        for name in _CONTAINERS:
+            if isinstance(content.get(name), dict):
+                content = content[name]
+                break
+    tensors = (
+        {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors: it is not a file of weights.")
+    return tensors, extra
+
+
+def load_state(model: nn.Module, state_dict: dict[str, Tensor], source: str | Path) -> None:
+    """Load weights that must fit exactly; say what does not.
+
+    Raises:
+        CheckpointError: missing or unexpected keys, or other shapes.
+    """
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state_dict.items()}
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    other = sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k])
+    if missing or unexpected or other:
+        matched = len(expected) - len(missing) - len(other)
+        parts = [f"{matched} of {len(expected)} tensors match"]
+        if missing:
+            parts.append(f"{len(missing)} missing (first: {missing[0]})")
+        if unexpected:
+            parts.append(f"{len(unexpected)} unexpected (first: {unexpected[0]})")
+        if other:
+            key = other[0]
+            parts.append(
+                f"{len(other)} of another shape (first: {key}, file {found[key]}, "
+                f"model {expected[key]})"
+            )
+        raise CheckpointError(
+            f"{source} does not fit {type(model).__name__}: {'; '.join(parts)}. Choose the model "
+            "and arguments that these weights were made with."
+        )
+    model.load_state_dict(state_dict)
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"The checkpoint {path} {what}: give the path of its weights file.")
+    return path
+
+
+def _damaged_archive(path: Path) -> bool:
+    """Whether a PyTorch archive is truncated rather than unsafe."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)
+
+
+def _corrupt(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CheckpointError(
+        f"{path} cannot be read as weights ({reason[:120]}): it is truncated or not a "
+        "checkpoint; copy or download it again."
+    )

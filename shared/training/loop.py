@@ -1,0 +1,169 @@
+"""Runs a task with Lightning, the same way for every domain."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import crossband.shared.compat  # noqa: F401 - before lightning
+import torch
+from lightning import Trainer, seed_everything
+from torch.utils.data import DataLoader, Dataset
+
+from crossband.shared.config import LoaderConfig, RunOptions, TrainerConfig
+from crossband.shared.errors import CheckpointError, ConfigError
+from crossband.shared.tasks.base import Task
+from crossband.shared.training.callbacks import ReseedEachStep, ResumableCheckpoint, RunBook
+from crossband.shared.training.run_folder import RunFolder
+from crossband.shared.training.sampler import EpochBatchSampler
+
+_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device that `--device` names; `auto` takes the best there is.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        raise ConfigError(f"--device {name} is not available here: use --device cpu or auto.")
+    return torch.device(name)
+
+
+class Data:
+    """Training and validation loaders whose order can be resumed."""
+
+    def __init__(
+        self, train: Dataset, val: Dataset, loader: LoaderConfig, seed: int, *, drop_last: bool
+    ) -> None:
+        """Keep the data sets and the settings."""
+        self.train, self.val, self.loader, self.seed = train, val, loader, seed
+        self.drop_last = drop_last
+
+    def loaders(self, trainer: Trainer, skip: int) -> tuple[DataLoader, DataLoader]:
+        """Return both loaders for this rank; the first pass leaves out `skip` batches."""
+        place = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        order = EpochBatchSampler(
+            len(self.train),
+            self.loader.batch_size,
+            seed=self.seed,
+            drop_last=self.drop_last,
+            **place,
+        )
+        order.skip = skip
+        fixed = EpochBatchSampler(
+            len(self.val), self.loader.batch_size, seed=self.seed, shuffle=False, **place
+        )
+        workers = self.loader.num_workers
+        settings = {"num_workers": workers, "persistent_workers": workers > 0}
+        return (
+            DataLoader(self.train, batch_sampler=order, **settings),
+            DataLoader(self.val, batch_sampler=fixed, **settings),
+        )
+
+
+def fit(
+    task: Task,
+    data: Data,
+    folder: RunFolder,
+    trainer_config: TrainerConfig,
+    options: RunOptions,
+    *,
+    describe: Callable[[], dict[str, Any]],
+    resume: bool = False,
+) -> RunBook:
+    """Train, validate every epoch, keep the best; go on where a stopped run was if `resume`.
+
+    Args:
+        task: What to train.
+        data: What to train on.
+        folder: Where everything goes.
+        trainer_config: Length and hardware.
+        options: Seed, device, precision.
+        describe: Returns the configuration to store with the best checkpoint.
+        resume: Go on from `folder.last`.
+
+    Returns:
+        The run's books: history, best epoch, seconds.
+
+    Raises:
+        CrossbandError: options that cannot work, a loss that is not finite, a stop by signal
+            (after saving), a checkpoint that does not fit.
+    """
+    quiet_lightning()
+    seed_everything(options.seed, verbose=False)
+    bar = sys.stderr.isatty() and not options.quiet
+    book = RunBook(
+        folder,
+        describe,
+        ema_decay=trainer_config.ema_decay,
+        patience=trainer_config.patience,
+        max_minutes=trainer_config.max_minutes,
+        progress=(lambda line: None) if options.quiet else lambda line: print(line, flush=True),
+    )
+    saver = ResumableCheckpoint(folder, trainer_config.save_every_n_steps)
+    trainer = Trainer(
+        accelerator={"cuda": "gpu"}.get(kind := select_device(options.device).type, kind),
+        devices=trainer_config.devices,
+        num_nodes=trainer_config.num_nodes,
+        strategy=trainer_config.strategy,
+        precision=_PRECISION[options.precision],
+        max_epochs=trainer_config.max_epochs,
+        limit_train_batches=trainer_config.limit_train_batches or 1.0,
+        accumulate_grad_batches=trainer_config.accumulate_grad_batches,
+        gradient_clip_val=trainer_config.gradient_clip_val or None,
+        deterministic=options.deterministic,
+        use_distributed_sampler=False,  # Lightning's would shuffle by itself; ours is strided
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=bar,
+        num_sanity_val_steps=0,
+        default_root_dir=str(folder.path),
+        callbacks=[ReseedEachStep(options.seed), book, saver],
+    )
+    skip = _batches_done(folder) if resume else 0
+    train, val = data.loaders(trainer, skip)
+    trainer.fit(
+        task, train, val, ckpt_path=str(folder.last) if resume else None, weights_only=True
+    )
+    return book
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's advertising and the hints that do not apply to our loaders."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*is not resumable.*",
+        ".*LeafSpec.*",
+        ".*tensorboard.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*`_DataLoaderIter`.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def _batches_done(folder: RunFolder) -> int:
+    """Return how many batches of its epoch the saved run had begun."""
+    try:
+        state = torch.load(folder.last, map_location="cpu", weights_only=True)
+        progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder.last} cannot be read ({type(error).__name__}): it is damaged, so the run "
+            "cannot go on; start again without --resume."
+        ) from error
+    return 0 if progress["is_last_batch"] else progress["current"]["ready"]

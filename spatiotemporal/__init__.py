@@ -1,0 +1,1 @@
+"""Forecasting of gridded fields: weather, traffic, video."""

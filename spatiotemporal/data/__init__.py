@@ -1,0 +1,1 @@
+"""Gridded fields over time: reading, splitting, normalising, checking."""
