@@ -53,9 +53,6 @@ class DataConfig(SourceConfig):
     )
     val: list[str] = option(factory=list, help="first and last date for validation")
     test: list[str] = option(factory=list, help="first and last date for testing")
-    reference: Literal["mean", "hourly"] = option(
-        "mean", "normalise by departure from the mean, or from the hour-of-day climatology"
-    )
 
 
 @dataclass(kw_only=True)
@@ -86,9 +83,10 @@ class TrainConfig(RunOptions):
     arguments: dict[str, Any] = option(
         factory=dict, help="arguments of the network, e.g. dim=128 depth=2"
     )
-    linear_skip: bool = option(
-        False, "add a ridge regression over time, fitted first; the network learns the rest"
+    background: bool = option(
+        False, "show the network the hour-of-day climatology of the training part"
     )
+    linear_skip: bool = option(False, "fit a ridge regression first; the network learns the rest")
     data: DataConfig = option(factory=DataConfig)
     loader: LoaderConfig = option(factory=LoaderConfig)
     optimizer: OptimizerConfig = option(factory=OptimizerConfig)

@@ -10,32 +10,66 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from crossband.shared.errors import ConfigError
 
+# Ridge strength per sample, in units of the normalised variance.
+SKIP_STRENGTH = 1e-3
+
 
 class LinearSkip(nn.Module):
-    """Linear map from the last T departures from the background to the next T', per variable.
+    """Linear map from the last T departures to the next L, per variable.
+
+    A departure is the difference from the background, or from the mean where there is none. The
+    last field's mean over the grid is a further feature.
 
     Args:
         history: T.
-        horizon: T'.
+        leads: L.
         channels: Variables.
     """
 
-    def __init__(self, history: int, horizon: int, channels: int) -> None:
+    def __init__(self, history: int, leads: int, channels: int) -> None:
         """Make a map to zero."""
         super().__init__()
-        self.register_buffer("weight", torch.zeros(channels, horizon, history))
-        self.register_buffer("mean_weight", torch.zeros(channels, horizon))
-        self.register_buffer("bias", torch.zeros(channels, horizon))
+        self.register_buffer("weight", torch.zeros(channels, leads, history))
+        self.register_buffer("mean_weight", torch.zeros(channels, leads))
+        self.register_buffer("bias", torch.zeros(channels, leads))
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Map (B, T, C, H, W) to (B, T', C, H, W)."""
-        local = torch.einsum("clt,btchw->blchw", self.weight, frames)
-        mean = frames[:, -1].mean(dim=(-2, -1))  # (B, C)
+    def forward(self, departures: Tensor) -> Tensor:
+        """Map (B, T, C, H, W) to (B, L, C, H, W)."""
+        local = torch.einsum("clt,btchw->blchw", self.weight, departures)
+        mean = departures[:, -1].mean(dim=(-2, -1))  # (B, C)
         field = torch.einsum("cl,bc->blc", self.mean_weight, mean) + self.bias.T
         return local + field[..., None, None]
+
+    def fit(self, windows: Dataset, batch_size: int = 16) -> None:
+        """Solve the ridge regression over all windows and cells, accumulated in float64."""
+        channels, leads, history = self.weight.shape
+        size = history + 2
+        gram = torch.zeros(channels, size, size, dtype=torch.float64)
+        moment = torch.zeros(channels, size, leads, dtype=torch.float64)
+        count = 0
+        for batch in DataLoader(windows, batch_size=batch_size):
+            frames, target = batch["image"].double(), batch["target"][:, :leads].double()
+            if "background" in batch:
+                background = batch["background"].double()
+                frames = frames - background[:, :history]
+                target = target - background[:, history : history + leads]
+            mean = frames[:, -1:].mean(dim=(-2, -1), keepdim=True).expand_as(frames[:, -1:])
+            features = torch.cat([frames, mean, torch.ones_like(mean)], dim=1)
+            seen = batch["mask"][:, :leads].all(dim=1, keepdim=True)
+            features, target = features * seen, target * seen
+            gram += torch.einsum("bichw,bjchw->cij", features, features)
+            moment += torch.einsum("bichw,bjchw->cij", features, target)
+            count += int(seen.sum()) // channels
+        penalty = SKIP_STRENGTH * count * torch.eye(size, dtype=torch.float64)
+        penalty[-1, -1] = 0.0  # the bias is free
+        solution = torch.linalg.solve(gram + penalty, moment).transpose(1, 2)  # (C, L, T + 2)
+        self.weight.copy_(solution[..., :history])
+        self.mean_weight.copy_(solution[..., history])
+        self.bias.copy_(solution[..., history + 1])
 
 
 class ForecastNetwork(nn.Module):
@@ -43,11 +77,13 @@ class ForecastNetwork(nn.Module):
 
     Args:
         network: Maps (B, T, C_in, H, W) to (B, T, C, H, W); C_in is 3 C with a background.
-        history: T, the frames it sees.
-        horizon: Frames that one call forecasts; beyond T by roll-out.
-        background: Whether the network is shown the climatology (at the input frames and at the
-            frames to be forecast, as 2 C further channels).
-        skip: Linear skip added to the network's output, over departures from the background.
+        history: T, the frames it sees and emits.
+        horizon: Frames to forecast; beyond T by feeding forecasts back, T frames at a time, as
+            OpenSTL does.
+        climatology: Background fields per phase of the day, (P, C, H, W) in physical units on
+            the data's own grid. They are shown to the network at the input frames and at the
+            frames to be forecast, as 2 C further channels. None: no background.
+        skip: Linear skip added to the network's output.
     """
 
     def __init__(
@@ -56,7 +92,7 @@ class ForecastNetwork(nn.Module):
         history: int,
         horizon: int,
         *,
-        background: bool = False,
+        climatology: Tensor | None = None,
         skip: LinearSkip | None = None,
     ) -> None:
         """Keep the parts."""
@@ -64,38 +100,48 @@ class ForecastNetwork(nn.Module):
         self.network = network
         self.history = history
         self.horizon = horizon
-        self.background = background
         self.skip = skip
+        self.register_buffer("climatology", climatology)
+
+    @property
+    def passes(self) -> int:
+        """Passes of the network that the horizon takes."""
+        return -(-self.horizon // self.history)
+
+    @property
+    def frames_ahead(self) -> int:
+        """Future frames of background that a call takes: T per pass."""
+        return self.passes * self.history
 
     def forward(self, frames: Tensor, background: Tensor | None = None) -> Tensor:
         """Forecast.
 
         Args:
             frames: (B, T, C, H, W).
-            background: Climatology at the T observed times and at the times to be forecast,
-                rounded up to whole passes: (B, T + ceil(horizon / T) T, C, H, W). Only with
-                `background=True`.
+            background: Climatology at the observed times and at the times ahead,
+                (B, T + frames_ahead, C, H, W); only with a climatology.
 
         Returns:
             (B, horizon, C, H, W).
+
+        Raises:
+            ConfigError: the background is missing.
         """
-        passes = -(-self.horizon // self.history)
-        if self.background and background is None:
-            raise ConfigError("this network needs the climatology of the times as background.")
+        if self.climatology is not None and background is None:
+            raise ConfigError("This network needs the climatology of the times as background.")
+        length = self.history
         forecasts = []
-        for index in range(passes):
-            if self.background:
-                start = index * self.history
-                now = background[:, start : start + self.history]
-                ahead = background[:, start + self.history : start + 2 * self.history]
-                forecast = self.network(torch.cat([frames, now, ahead], dim=2))
-            else:
-                now = ahead = None
-                forecast = self.network(frames)
+        for start in range(0, self.frames_ahead, length):
+            inputs, departures = frames, frames
+            if background is not None:
+                now = background[:, start : start + length]
+                ahead = background[:, start + length : start + 2 * length]
+                inputs, departures = torch.cat([frames, now, ahead], dim=2), frames - now
+            forecast = self.network(inputs)[:, : self.horizon]
             if self.skip is not None:
-                departure = frames - now if now is not None else frames
-                linear = self.skip(departure)
-                forecast = forecast + (linear + ahead if ahead is not None else linear)
+                forecast = forecast + self.skip(departures)
+                if background is not None:
+                    forecast = forecast + ahead[:, : self.horizon]
             forecasts.append(forecast)
             frames = forecast
         return torch.cat(forecasts, dim=1)[:, : self.horizon]

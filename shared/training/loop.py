@@ -44,22 +44,15 @@ def select_device(name: str) -> torch.device:
 class Data:
     """Training and validation loaders whose order can be resumed."""
 
-    def __init__(
-        self, train: Dataset, val: Dataset, loader: LoaderConfig, seed: int, *, drop_last: bool
-    ) -> None:
+    def __init__(self, train: Dataset, val: Dataset, loader: LoaderConfig, seed: int) -> None:
         """Keep the data sets and the settings."""
         self.train, self.val, self.loader, self.seed = train, val, loader, seed
-        self.drop_last = drop_last
 
     def loaders(self, trainer: Trainer, skip: int) -> tuple[DataLoader, DataLoader]:
         """Return both loaders for this rank; the first pass leaves out `skip` batches."""
         place = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         order = EpochBatchSampler(
-            len(self.train),
-            self.loader.batch_size,
-            seed=self.seed,
-            drop_last=self.drop_last,
-            **place,
+            len(self.train), self.loader.batch_size, seed=self.seed, **place
         )
         order.skip = skip
         fixed = EpochBatchSampler(

@@ -9,8 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from crossband.shared.checkpoints import save_checkpoint
 from crossband.shared.errors import ConfigError
 from crossband.shared.files import atomic_path, write_text
@@ -69,13 +67,9 @@ class RunFolder:
                 )
         return folder
 
-    def save_config(self, options: dict[str, Any]) -> None:
-        """Write all options of the run."""
-        write_text(self.config, yaml.safe_dump(options, sort_keys=False))
-
-    def load_config(self) -> dict[str, Any]:
-        """Read the options of the run."""
-        return yaml.safe_load(self.config.read_text(encoding="utf-8"))
+    def save_config_text(self, text: str) -> None:
+        """Write all options of the run as YAML."""
+        write_text(self.config, text)
 
     def save_state(self, trainer: Trainer) -> None:
         """Write the state to resume from; an earlier one stays if this fails."""

@@ -26,14 +26,13 @@ class EpochBatchSampler(Sampler[list[int]]):
         *,
         seed: int,
         shuffle: bool = True,
-        drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """Keep the numbers; `batch_size` is per rank.
 
         Raises:
-            ConfigError: a batch size below one, or no full batch where `drop_last` asks for one.
+            ConfigError: a batch size below one.
         """
         if batch_size < 1:
             raise ConfigError(f"--loader.batch_size {batch_size} must be at least 1.")
@@ -41,31 +40,22 @@ class EpochBatchSampler(Sampler[list[int]]):
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
-        self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
         self.skip = 0
         self.sampler = self
-        if len(self) == 0:
-            raise ConfigError(
-                f"{length} training items do not fill one batch of {batch_size} on "
-                f"{world_size} device(s): use a smaller --loader.batch_size."
-            )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next pass takes."""
         self.epoch = epoch
 
     def _per_rank(self) -> int:
-        if self.drop_last:
-            return self.length // self.world_size
         return -(-self.length // self.world_size)
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch on one rank."""
-        count = self._per_rank()
-        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+        return -(-self._per_rank() // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield lists of indices."""
@@ -75,7 +65,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         else:
             order = list(range(self.length))
         wanted = self._per_rank() * self.world_size
-        order = (order + order[: max(0, wanted - len(order))])[:wanted]  # equal ranks by repeats
+        order += order[: max(0, wanted - len(order))]  # equal ranks by repeats
         mine = order[self.rank :: self.world_size]
         start, self.skip = self.skip, 0
         for batch in range(start, len(self)):

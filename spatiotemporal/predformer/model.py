@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crossband.shared.errors import ConfigError
 from crossband.shared.kernels.attention import attention
+from crossband.shared.kernels.linear import Linear
 
 # The order of space (S) and time (T) attention in one block of each variant, with the names that
 # the authors gave the transformers.
@@ -60,11 +61,11 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         inner = heads * dim_head
-        self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.to_qkv = Linear(dim, 3 * inner, bias=False)
         if heads == 1 and dim_head == dim:
             self.to_out: nn.Module = nn.Identity()
         else:
-            self.to_out = nn.Sequential(nn.Linear(inner, dim), nn.Dropout(dropout))
+            self.to_out = nn.Sequential(Linear(inner, dim), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, axis: str) -> Tensor:
         """Map (B, T, N, D) to the same shape."""
@@ -88,9 +89,9 @@ class SwiGLU(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         """Make the three layers."""
         super().__init__()
-        self.fc1_g = nn.Linear(dim, hidden)
-        self.fc1_x = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1_g = Linear(dim, hidden)
+        self.fc1_x = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,7 +270,7 @@ class PredFormer(nn.Module):
 
         area = patch_size**2
         self.to_patch_embedding = nn.Sequential(
-            Patchify(patch_size), nn.Linear(in_channels * area, dim)
+            Patchify(patch_size), Linear(in_channels * area, dim)
         )
         if variant in INTERLEAVED:
             self.blocks = nn.ModuleList(
@@ -280,7 +281,7 @@ class PredFormer(nn.Module):
             for name, _ in FACTORISED[variant]:
                 self.add_module(name, transformer(depth))
         self.mlp_head = nn.Sequential(
-            nn.LayerNorm(dim, eps=norm_eps), nn.Linear(dim, self.out_channels * area)
+            nn.LayerNorm(dim, eps=norm_eps), Linear(dim, self.out_channels * area)
         )
         self.register_buffer(
             "pos_embedding",
