@@ -47,20 +47,25 @@ def measure(cases: Sequence[Case], repeats: int) -> list[Measurement]:
     Interleaving spreads whatever else the machine does over all cases alike.
     """
     steps = [_step(case) for case in cases]
-    for _ in range(_WARMUP_ROUNDS):
-        for step in steps:
-            step()
-    times: list[list[float]] = [[] for _ in cases]
-    for _ in range(repeats):
-        for case, step, taken in zip(cases, steps, times, strict=True):
-            _synchronise(case.sample.device)
-            start = time.perf_counter()
-            step()
-            _synchronise(case.sample.device)
-            taken.append(time.perf_counter() - start)
+    times = interleave(steps, repeats, cases[0].sample.device)
     return [
         _summary(case, step, taken) for case, step, taken in zip(cases, steps, times, strict=True)
     ]
+
+
+def interleave(
+    steps: Sequence[Callable[[], Any]], repeats: int, device: torch.device
+) -> list[list[float]]:
+    """Run the steps in turn; return the seconds of each call after two rounds of warm-up."""
+    times: list[list[float]] = [[] for _ in steps]
+    for _ in range(_WARMUP_ROUNDS + repeats):
+        for step, taken in zip(steps, times, strict=True):
+            _synchronise(device)
+            start = time.perf_counter()
+            step()
+            _synchronise(device)
+            taken.append(time.perf_counter() - start)
+    return [taken[_WARMUP_ROUNDS:] for taken in times]
 
 
 def _step(case: Case) -> Callable[[], Any]:
@@ -88,7 +93,7 @@ def _summary(case: Case, step: Callable[[], Any], times: list[float]) -> Measure
         samples_per_second=batch / median,
         parameters=sum(p.numel() for p in case.model.parameters()),
         gigaflops=counter.get_total_flops() / 1e9,
-        peak_megabytes=_peak_megabytes(step, case.sample.device),
+        peak_megabytes=peak_megabytes(step, case.sample.device),
     )
 
 
@@ -97,7 +102,12 @@ def _synchronise(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-def _peak_megabytes(step: Callable[[], Any], device: torch.device) -> float | None:
+def peak_megabytes(step: Callable[[], Any], device: torch.device) -> float | None:
+    """Return what one call holds at most above what was held before; None if not measurable.
+
+    On the CPU memory that the allocator kept from earlier calls is not seen: for exact numbers
+    call it in a fresh process.
+    """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

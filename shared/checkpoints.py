@@ -56,7 +56,8 @@ def save_checkpoint(path: str | Path, state_dict: dict[str, Tensor], config: dic
 
     path = Path(path)
     config = {"format": FORMAT_VERSION, "versions": versions(), **config}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    # Copies, since safetensors refuses tensors that share memory (tied weights).
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state_dict.items()}
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(config)})

@@ -89,6 +89,9 @@ class TrainerConfig:
     accumulate_grad_batches: int = option(1, "batches per optimiser step", advanced=True)
     gradient_clip_val: float = option(0.0, "largest gradient norm; 0: no clipping", advanced=True)
     ema_decay: float = option(0.0, "decay of the weight average; 0: none")
+    select: Literal["best", "last"] = option(
+        "best", "weights to keep: lowest validation loss, or the end of the schedule", advanced=True
+    )
     patience: int = option(0, "stop after so many epochs without improvement; 0: never")
     save_every_n_steps: int = option(
         200, "steps between resumable checkpoints within an epoch", advanced=True

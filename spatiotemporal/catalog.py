@@ -71,3 +71,4 @@ CONFORMANCE = {
     "predformer": "crossband.spatiotemporal.predformer.conformance:run",
     "spatiotemporal_metrics": "crossband.spatiotemporal.conformance:run",
 }
+LOADERS = {"forecasting": "crossband.spatiotemporal.forecast:Forecaster"}

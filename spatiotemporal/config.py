@@ -76,6 +76,18 @@ class MakeConfig(OutputOptions):
 
 
 @dataclass(kw_only=True)
+class AugmentConfig:
+    """Changes of training windows that leave the physics about right."""
+
+    daily_cycle: float = option(
+        0.0, "spread (log) of a factor on the daily cycle; needs --background", advanced=True
+    )
+    mix: float = option(
+        0.0, "part of the windows that are mixed linearly with another", advanced=True
+    )
+
+
+@dataclass(kw_only=True)
 class TrainConfig(RunOptions):
     """Options of `train`."""
 
@@ -88,6 +100,7 @@ class TrainConfig(RunOptions):
     )
     linear_skip: bool = option(False, "fit a ridge regression first; the network learns the rest")
     data: DataConfig = option(factory=DataConfig)
+    augment: AugmentConfig = option(factory=AugmentConfig)
     loader: LoaderConfig = option(factory=LoaderConfig)
     optimizer: OptimizerConfig = option(factory=OptimizerConfig)
     schedule: ScheduleConfig = option(factory=ScheduleConfig)

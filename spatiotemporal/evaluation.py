@@ -175,7 +175,8 @@ def evaluate_checkpoint(config: EvaluateConfig, grid: Grid | None = None) -> Eva
             "history": scheme.history,
             "horizon": horizon,
             "trained_on": protocol["parts"]["train"],
-            "selected_on": protocol["parts"]["val"],
+            "validated_on": protocol["parts"]["val"],
+            "selection": protocol["selection"],
             "weighting": "cos(latitude)" if latitude is not None else "none (no latitudes)",
             "bootstrap": {"block_windows": block, "resamples": config.resamples},
             "fit": protocol["fit"],
@@ -224,8 +225,9 @@ def protocol_line(protocol: dict[str, Any]) -> str:
     line = (
         f"{protocol['model']} on the {protocol['part']} part, {protocol['first']} to "
         f"{protocol['last']}: {protocol['windows']} windows of {protocol['history']} + "
-        f"{protocol['horizon']} frames; trained on {' to '.join(protocol['trained_on'])}, selected "
-        f"on {' to '.join(protocol['selected_on'])}; 95 % intervals by circular block bootstrap, "
+        f"{protocol['horizon']} frames; trained on {' to '.join(protocol['trained_on'])}, "
+        f"validated on {' to '.join(protocol['validated_on'])} (weights kept: "
+        f"{protocol['selection']}); 95 % intervals by circular block bootstrap, "
         f"blocks of {boot['block_windows']} windows, {boot['resamples']} resamples."
     )
     left_out = protocol["baselines_left_out_without_training_data"]

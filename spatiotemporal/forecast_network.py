@@ -36,6 +36,7 @@ class LinearSkip(nn.Module):
         self.register_buffer("weight", torch.zeros(channels, leads, history))
         self.register_buffer("mean_weight", torch.zeros(channels, leads))
         self.register_buffer("bias", torch.zeros(channels, leads))
+        self.register_buffer("error", torch.ones(leads, channels))  # root mean square, fitted
 
     def forward(self, departures: Tensor) -> Tensor:
         """Map (B, T, C, H, W) to (B, L, C, H, W)."""
@@ -50,6 +51,7 @@ class LinearSkip(nn.Module):
         size = history + 2
         gram = torch.zeros(channels, size, size, dtype=torch.float64)
         moment = torch.zeros(channels, size, leads, dtype=torch.float64)
+        square = torch.zeros(channels, leads, dtype=torch.float64)
         count = 0
         for batch in DataLoader(windows, batch_size=batch_size):
             frames, target = batch["image"].double(), batch["target"][:, :leads].double()
@@ -63,10 +65,14 @@ class LinearSkip(nn.Module):
             features, target = features * seen, target * seen
             gram += torch.einsum("bichw,bjchw->cij", features, features)
             moment += torch.einsum("bichw,bjchw->cij", features, target)
+            square += target.square().sum(dim=(0, 3, 4)).T
             count += int(seen.sum()) // channels
         penalty = SKIP_STRENGTH * count * torch.eye(size, dtype=torch.float64)
         penalty[-1, -1] = 0.0  # the bias is free
-        solution = torch.linalg.solve(gram + penalty, moment).transpose(1, 2)  # (C, L, T + 2)
+        found = torch.linalg.solve(gram + penalty, moment)  # (C, T + 2, L)
+        explained = (found * (2 * moment - gram @ found)).sum(dim=1)
+        self.error.copy_(((square - explained) / count).clamp(min=1e-12).sqrt().T)
+        solution = found.transpose(1, 2)
         self.weight.copy_(solution[..., :history])
         self.mean_weight.copy_(solution[..., history])
         self.bias.copy_(solution[..., history + 1])
@@ -81,9 +87,11 @@ class ForecastNetwork(nn.Module):
         horizon: Frames to forecast; beyond T by feeding forecasts back, T frames at a time, as
             OpenSTL does.
         climatology: Background fields per phase of the day, (P, C, H, W) in physical units on
-            the data's own grid. They are shown to the network at the input frames and at the
-            frames to be forecast, as 2 C further channels. None: no background.
-        skip: Linear skip added to the network's output.
+            the data's own grid. The network then sees departures from the background instead of
+            the frames, and as 2 C further channels the background at the input frames and at
+            the frames to be forecast. None: no background.
+        skip: Linear skip added to the network's output. The network then starts at zero and
+            speaks in units of the skip's error, which grows with the lead time.
     """
 
     def __init__(
@@ -102,6 +110,11 @@ class ForecastNetwork(nn.Module):
         self.horizon = horizon
         self.skip = skip
         self.register_buffer("climatology", climatology)
+        if skip is not None:
+            head = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+            nn.init.zeros_(head.weight)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
 
     @property
     def passes(self) -> int:
@@ -112,6 +125,15 @@ class ForecastNetwork(nn.Module):
     def frames_ahead(self) -> int:
         """Future frames of background that a call takes: T per pass."""
         return self.passes * self.history
+
+    @property
+    def error_scale(self) -> Tensor | None:
+        """Error to expect by lead (T', C, 1, 1), by which the loss is scaled; None: equal."""
+        if self.skip is None:
+            return None
+        error = self.skip.error
+        later = error[-1:].expand(max(0, self.horizon - len(error)), -1)
+        return torch.cat([error, later])[: self.horizon, :, None, None]
 
     def forward(self, frames: Tensor, background: Tensor | None = None) -> Tensor:
         """Forecast.
@@ -136,10 +158,11 @@ class ForecastNetwork(nn.Module):
             if background is not None:
                 now = background[:, start : start + length]
                 ahead = background[:, start + length : start + 2 * length]
-                inputs, departures = torch.cat([frames, now, ahead], dim=2), frames - now
+                departures = frames - now
+                inputs = torch.cat([departures, now, ahead], dim=2)
             forecast = self.network(inputs)[:, : self.horizon]
             if self.skip is not None:
-                forecast = forecast + self.skip(departures)
+                forecast = forecast * self.skip.error[..., None, None] + self.skip(departures)
                 if background is not None:
                     forecast = forecast + ahead[:, : self.horizon]
             forecasts.append(forecast)

@@ -15,6 +15,7 @@ from crossband.shared.registry import create_model
 from crossband.shared.tasks.forecasting import ForecastingTask
 from crossband.shared.training.loop import Data, fit
 from crossband.shared.training.run_folder import RunFolder
+from crossband.spatiotemporal.augmentation import Augmentation
 from crossband.spatiotemporal.config import EvaluateConfig, TrainConfig
 from crossband.spatiotemporal.evaluation import evaluate_checkpoint, write_evaluation
 from crossband.spatiotemporal.forecast_network import ForecastNetwork
@@ -50,7 +51,11 @@ def train(config: TrainConfig) -> None:
         pretrained = create_model(config.model, config.weights, **arguments)
         network.network.load_state_dict(pretrained.state_dict())
     task = ForecastingTask(
-        network, config.optimizer, config.schedule, compile=config.trainer.compile
+        network,
+        config.optimizer,
+        config.schedule,
+        compile=config.trainer.compile,
+        augment=Augmentation(config.augment, windows["train"]),
     )
     _check_first_batch(task, windows["train"])
     if not config.quiet:
@@ -76,7 +81,9 @@ def train(config: TrainConfig) -> None:
                 "latitude": None if grid.latitude is None else grid.latitude.tolist(),
                 "longitude": None if grid.longitude is None else grid.longitude.tolist(),
                 "data_sha256": data_digest(grid),
-                "selection": "lowest validation loss",
+                "selection": {"best": "lowest validation loss", "last": "end of schedule"}[
+                    config.trainer.select
+                ],
                 "seed": config.seed,
                 "machine": machine(),
             },

@@ -44,6 +44,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, implementation: Implementation = 
         return weights @ v
     if implementation == "batched":
         return _batched(q, k, v)
+    if q.dim() > 4:  # the fused operators know one batch axis and the heads
+        batch = q.shape[:-3]
+        q, k, v = q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4)
+        return scaled_dot_product_attention(q, k, v).unflatten(0, batch)
     return scaled_dot_product_attention(q, k, v)
 
 

@@ -57,8 +57,6 @@ def linear(
         implementation = "onednn" if _onednn_wins(x, weight) else "reference"
     if implementation == "reference":
         return nn.functional.linear(x, weight, bias)
-    if torch.is_grad_enabled():
-        return _OneDnnLinear.apply(x, weight, bias)
     return _product(x, weight, bias)
 
 
@@ -74,6 +72,7 @@ def _onednn_wins(x: Tensor, weight: Tensor) -> bool:
     return (
         _PREFERRED
         and x.device.type == "cpu"
+        and x.dim() > 1
         and x.dtype == weight.dtype == torch.float32
         and not torch.compiler.is_exporting()
         and not torch.onnx.is_in_onnx_export()
@@ -83,14 +82,20 @@ def _onednn_wins(x: Tensor, weight: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.is_grad_enabled():  # also in a backward pass that is to be differentiated again
+        return _Product.apply(x, weight, bias)
+    return _operator(x, weight, bias)
+
+
+def _operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class _OneDnnLinear(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return _operator(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,12 +29,37 @@ class ForecastingTask(Task):
     """Trains a network to forecast; the loss is the mean squared error in normalised units.
 
     Batches hold `image` (B, T, C, H, W), `target` and `mask` (B, T', C, H, W), and whatever else
-    the network takes as further inputs under the names in `inputs`.
+    the network takes as further inputs under the names in `inputs`. A network may have an
+    `error_scale` (T', C, 1, 1): errors are then counted in its units, so that long lead times do
+    not drown short ones.
+
+    Args:
+        settings: See `Task`.
+        augment: Changes a training batch; draws from the global generators, which are seeded for
+            each step.
     """
 
     inputs: tuple[str, ...] = ("image", "background")
 
+    def __init__(
+        self,
+        *settings: Any,
+        augment: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Keep the parts."""
+        super().__init__(*settings, **options)
+        self.augment = augment
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Augment, then as every task."""
+        return super().training_step(self.augment(batch) if self.augment else batch, batch_idx)
+
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the masked mean squared error over all lead times."""
         forecast = self(*(batch[name] for name in self.inputs if name in batch))
-        return masked_mse(forecast, batch["target"], batch["mask"])
+        target = batch["target"]
+        scale = getattr(self.model, "error_scale", None)
+        if scale is not None:
+            forecast, target = forecast / scale, target / scale
+        return masked_mse(forecast, target, batch["mask"])

@@ -111,6 +111,7 @@ class RunBook(Callback):
         folder: The run folder.
         describe: Returns the configuration to store with the best checkpoint.
         ema_decay: Decay of the weight average; 0 for none.
+        select: `best` keeps the weights of lowest validation loss, `last` the newest.
         patience: Epochs without improvement before stopping; 0 never stops.
         max_minutes: Limit of the time spent in training, resumed parts included; 0 for none.
         progress: Prints one line; called once per epoch.
@@ -122,6 +123,7 @@ class RunBook(Callback):
         describe: Callable[[], dict[str, Any]],
         *,
         ema_decay: float = 0.0,
+        select: str = "best",
         patience: int = 0,
         max_minutes: float = 0.0,
         progress: Callable[[str], None] = print,
@@ -130,6 +132,7 @@ class RunBook(Callback):
         self.folder = folder
         self.describe = describe
         self.ema_decay = ema_decay
+        self.select = select
         self.patience = patience
         self.max_seconds = 60 * max_minutes
         self.progress = progress
@@ -205,7 +208,7 @@ class RunBook(Callback):
         if improved:
             self.best = {"epoch": row["epoch"], "val_loss": metrics["val_loss"]}
         if trainer.is_global_zero:
-            if improved:
+            if improved or self.select == "last":
                 self.folder.save_best(pl_module.model, {**self.describe(), "training": row})
             self.folder.write_history(self.history)
         if self._applied:

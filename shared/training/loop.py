@@ -48,12 +48,16 @@ class Data:
         """Keep the data sets and the settings."""
         self.train, self.val, self.loader, self.seed = train, val, loader, seed
 
-    def loaders(self, trainer: Trainer, skip: int) -> tuple[DataLoader, DataLoader]:
-        """Return both loaders for this rank; the first pass leaves out `skip` batches."""
+    def loaders(
+        self, trainer: Trainer, epoch: int = 0, skip: int = 0
+    ) -> tuple[DataLoader, DataLoader]:
+        """Return both loaders for this rank, to start with batch `skip` of an epoch."""
         place = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         order = EpochBatchSampler(
             len(self.train), self.loader.batch_size, seed=self.seed, **place
         )
+        # Lightning sets the epoch too, but loader processes may have begun before it does.
+        order.set_epoch(epoch)
         order.skip = skip
         fixed = EpochBatchSampler(
             len(self.val), self.loader.batch_size, seed=self.seed, shuffle=False, **place
@@ -101,6 +105,7 @@ def fit(
         folder,
         describe,
         ema_decay=trainer_config.ema_decay,
+        select=trainer_config.select,
         patience=trainer_config.patience,
         max_minutes=trainer_config.max_minutes,
         progress=(lambda line: None) if options.quiet else lambda line: print(line, flush=True),
@@ -126,11 +131,14 @@ def fit(
         default_root_dir=str(folder.path),
         callbacks=[ReseedEachStep(options.seed), book, saver],
     )
-    skip = _batches_done(folder) if resume else 0
-    train, val = data.loaders(trainer, skip)
-    trainer.fit(
-        task, train, val, ckpt_path=str(folder.last) if resume else None, weights_only=True
-    )
+    train, val = data.loaders(trainer, *(_position(folder) if resume else ()))
+    start = str(folder.last) if resume else None
+    try:
+        trainer.fit(task, train, val, ckpt_path=start, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to a second Ctrl-C
+        raise KeyboardInterrupt(
+            f"Stopped at once; --resume {folder.path} goes on from the last saved state, if any."
+        ) from stop
     return book
 
 
@@ -149,14 +157,16 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=pattern)
 
 
-def _batches_done(folder: RunFolder) -> int:
-    """Return how many batches of its epoch the saved run had begun."""
+def _position(folder: RunFolder) -> tuple[int, int]:
+    """Return the epoch to go on with, and how many of its batches the saved run had begun."""
     try:
         state = torch.load(folder.last, map_location="cpu", weights_only=True)
-        progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        loop = state["loops"]["fit_loop"]
+        batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]["current"]
+        skip = 0 if batches["is_last_batch"] else batches["current"]["ready"]
+        return epochs["processed"], skip
     except Exception as error:
         raise CheckpointError(
             f"{folder.last} cannot be read ({type(error).__name__}): it is damaged, so the run "
             "cannot go on; start again without --resume."
         ) from error
-    return 0 if progress["is_last_batch"] else progress["current"]["ready"]

@@ -6,6 +6,8 @@ to loader processes; each opens the files again by itself.
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.io import netcdf_file
 
 from crossband.shared.errors import DataError, MissingExtraError, did_you_mean
 
@@ -253,21 +256,53 @@ def _is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / n).exists() for n in (".zgroup", "zarr.json"))
 
 
-@lru_cache(maxsize=64)
 def _open(path: str) -> xr.Dataset:
-    """Open one file or store, once per process."""
+    """Open one file or store, once per process: a forked one must not share its file handle."""
+    return _open_once(path, os.getpid())
+
+
+@lru_cache(maxsize=64)
+def _open_once(path: str, process: int) -> xr.Dataset:
     try:
         if _is_zarr(Path(path)):
-            return xr.open_zarr(path, chunks=None)
+            with warnings.catch_warnings():  # about stores without consolidated metadata
+                warnings.simplefilter("ignore", RuntimeWarning)
+                return xr.open_zarr(path, chunks=None)
+        _check_length(path)
         return xr.open_dataset(path)
     except Exception as error:  # the readers raise many kinds on damaged files
-        if isinstance(error, MissingExtraError | KeyboardInterrupt):
+        if isinstance(error, MissingExtraError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path} cannot be read as NetCDF or Zarr ({reason[:100]}): it is truncated or of "
             "another format; replace it or take it out of the folder."
         ) from error
+
+
+def _check_length(path: str) -> None:
+    """Refuse a truncated file of the classic format, which the NetCDF library reads as zeros."""
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic in (b"CDF\x01", b"CDF\x02"):
+        netcdf_file(path, "r", mmap=True, maskandscale=False).close()
+
+
+def variables_of(path: Path, variables: Sequence[str] = ()) -> list[str]:
+    """Return which of `variables` (`name` or `name@level`) a file holds; of all, if none is given.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    header = _header(path)
+    if not variables:
+        return list(_all_variables([header]))
+    return [v for v in variables if _own_name(header, v.partition("@")[0]) is not None]
+
+
+def _own_name(header: xr.Dataset, name: str) -> str | None:
+    """Return the name under which a file holds a variable: as given, or its synonym."""
+    return next((n for n in (name, _SYNONYMS.get(name)) if n in header.data_vars), None)
 
 
 def _header(path: Path) -> xr.Dataset:
@@ -301,7 +336,7 @@ def _segments_of(
     name, _, level = variable.partition("@")
     segments, timeless_found = [], []
     for path, header in zip(files, headers, strict=True):
-        own = next((n for n in (name, _SYNONYMS.get(name)) if n in header.data_vars), None)
+        own = _own_name(header, name)
         if own is None:
             continue
         array = header[own]
@@ -316,7 +351,9 @@ def _segments_of(
                 f"({', '.join(LONGITUDE)}) dimension are needed."
             )
         if dims[0] not in header.coords or header[dims[0]].dtype.kind != "M":
-            raise DataError(f"{path}: the times of '{own}' are not dates; add units to '{dims[0]}'.")
+            raise DataError(
+                f"{path}: the times of '{own}' are not dates; add units to '{dims[0]}'."
+            )
         times = header[dims[0]].values.astype("datetime64[ns]")
         segments.append(Segment(str(path), own, _level_index(array, dims, level, path), times))
     segments = segments or timeless_found[:1]

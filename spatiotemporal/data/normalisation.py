@@ -35,8 +35,8 @@ class Normalisation:
         for _, frames in grid.chunks(start, stop):
             values = frames.astype(np.float64)
             if shift is None:  # sums of squares around a typical value keep their digits
-                with np.errstate(all="ignore"):
-                    shift = np.nan_to_num(np.nanmean(values, axis=(0, 2, 3)))
+                seen = np.isfinite(values).sum(axis=(0, 2, 3))
+                shift = np.nansum(values, axis=(0, 2, 3)) / np.maximum(seen, 1)
             values -= shift[:, None, None]
             count += np.isfinite(values).sum(axis=(0, 2, 3))
             total += np.nansum(values, axis=(0, 2, 3))
@@ -105,7 +105,7 @@ class Climatology:
         total = np.zeros((phases, *grid.shape))
         count = np.zeros((phases, *grid.shape))
         for first, frames in grid.chunks(start, stop):
-            phase = _phase_of(grid.times[first : first + len(frames)], grid.spacing)
+            phase = phase_of(grid.times[first : first + len(frames)], grid.spacing)
             np.add.at(total, phase, np.nan_to_num(frames))
             np.add.at(count, phase, np.isfinite(frames))
         sums, counts = total.sum(axis=(0, 2, 3)), count.sum(axis=(0, 2, 3))
@@ -119,10 +119,10 @@ class Climatology:
             without: Times (m,) and frames (m, C, H, W) to leave out: a training window must not
                 be told its own future through a mean that contains it.
         """
-        phase = _phase_of(times, self.spacing)
+        phase = phase_of(times, self.spacing)
         total, count = self.total[phase], self.count[phase]
         if without is not None:
-            other = _phase_of(without[0], self.spacing)
+            other = phase_of(without[0], self.spacing)
             same = (phase[:, None] == other).astype(np.float64)  # (n, m)
             total = total - np.tensordot(same, np.nan_to_num(without[1]), axes=1)
             count = count - np.tensordot(same, np.isfinite(without[1]).astype(np.float64), axes=1)
@@ -145,7 +145,7 @@ def _phases(spacing: np.timedelta64) -> int:
     return int(DAY // spacing) if spacing < DAY and DAY % spacing == np.timedelta64(0) else 1
 
 
-def _phase_of(times: np.ndarray, spacing: np.timedelta64) -> np.ndarray:
+def phase_of(times: np.ndarray, spacing: np.timedelta64) -> np.ndarray:
     phases = _phases(spacing)
     since_midnight = times.astype("datetime64[ns]") - times.astype("datetime64[D]")
     return (since_midnight // spacing) % phases

@@ -195,7 +195,9 @@ def window_starts(grid: Grid, part: Part, length: int) -> tuple[np.ndarray, int]
 
 def _pair(name: str, dates: Sequence[str]) -> tuple[str, str]:
     if len(dates) != 2:
-        raise ConfigError(f"--data.{name} takes a first and a last date, not {len(dates)} value(s).")
+        raise ConfigError(
+            f"--data.{name} takes a first and a last date, not {len(dates)} value(s)."
+        )
     return str(dates[0]), str(dates[1])
 
 

@@ -1,0 +1,76 @@
+"""`crossband demo`: the main jobs on embedded data, ending in one HTML report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from crossband.apps.config import DemoConfig
+from crossband.apps.main import main
+from crossband.shared.environment import machine
+from crossband.shared.errors import CrossbandError
+from crossband.shared.reports.html import Report
+
+
+def run(config: DemoConfig) -> None:
+    """Run the jobs as a user would, by the command line, and collect what they made."""
+    out = Path(config.out)
+    report = Report(
+        "crossband demo",
+        f"Every step below is a command; nothing was downloaded. Machine: {machine()}.",
+    )
+    report.text("crossband is not a medical device and its demo forecasts are of simulated weather.")
+    _forecast(out / "spatiotemporal", report, config.minutes)
+    path = report.write(out / "report.html")
+    print(f"\ndemo report: {path}")
+
+
+def _forecast(out: Path, report: Report, minutes: float) -> None:
+    """Simulated weather: make, check, train, forecast, export."""
+    data, run_folder = str(out / "weather"), out / f"run-{time.strftime('%Y%m%d-%H%M%S')}"
+    weights = str(run_folder / "best.safetensors")
+    report.heading("Spatiotemporal: PredFormer forecasts simulated weather")
+    domain = "spatiotemporal"
+    steps = [
+        [domain, "data", "make", "--out", data, "--hours", "720"],
+        [domain, "data", "check", "--data.root", data, "--out", str(out / "fields.png")],
+        [
+            *(domain, "train", "--recipe", "tiny", "--data.root", data),
+            *("--trainer.max_epochs", "100", "--trainer.max_minutes", str(minutes)),
+            *("--out", str(run_folder)),
+        ],
+        [
+            *(domain, "predict", data, "--combine", "--weights", weights),
+            *("--out", str(out / "forecast.nc"), "--plot", str(out / "forecast.gif")),
+        ],
+        [domain, "export", "--weights", weights, "--format", "onnx"],
+    ]
+    for step in steps:
+        report.note(_run(step))
+    results = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
+    for variable in results["scores"]["network"]:
+        rows = [
+            {"model": model, **{f"+{lead} h": value for lead, value in _by_lead(scores[variable])}}
+            for model, scores in results["scores"].items()
+        ]
+        report.table(rows, f"{variable}: RMSE by lead. " + results["protocol"]["explanation"])
+    report.picture((out / "forecast.gif").read_bytes(), "gif", "The forecast as an animation.")
+    report.picture((out / "fields.png").read_bytes(), "png", "The data, from `data check`.")
+    report.text(f"The full report of the training run: {run_folder / 'report.html'}")
+
+
+def _by_lead(scores: dict) -> list[tuple[int, float]]:
+    return list(enumerate(scores["rmse"]["value"], start=1))
+
+
+def _run(words: Sequence[str]) -> str:
+    """Run one command and return it with its time."""
+    command = "crossband " + " ".join(words)
+    print(f"\n$ {command}", flush=True)
+    start = time.monotonic()
+    code = main(words)
+    if code:
+        raise CrossbandError(f"the demo stopped: `{command}` ended with exit code {code}.")
+    return f"$ {command}   ({time.monotonic() - start:.1f} s)"

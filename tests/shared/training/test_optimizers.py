@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from crossband.shared.config import OptimizerConfig, ScheduleConfig
+from crossband.shared.errors import ConfigError
+from crossband.shared.training.optimizers import build_optimizer, build_schedule, parameter_groups
+
+
+class Layered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(3, 3)
+        self.block = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 1)
+
+    def layer_index(self, name):
+        return ["embed", "block", "head"].index(name.split(".")[0])
+
+
+def test_layer_decay_scales_the_rate_from_the_head_down():
+    groups = parameter_groups(Layered(), OptimizerConfig(lr=1.0, layer_decay=0.5))
+    assert {g["lr"] for g in groups} == {0.25, 0.5, 1.0}
+    assert sum(len(g["params"]) for g in groups) == 6
+
+
+def test_norms_and_biases_can_be_spared_from_weight_decay():
+    config = OptimizerConfig(weight_decay=0.3, decay_norm_and_bias=False)
+    for group in parameter_groups(Layered(), config):
+        assert {p.ndim for p in group["params"]} == ({1} if group["weight_decay"] == 0 else {2})
+
+
+def test_layer_decay_needs_a_network_that_tells_its_layers():
+    with pytest.raises(ConfigError, match="layer_decay"):
+        parameter_groups(nn.Linear(2, 2), OptimizerConfig(layer_decay=0.7))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lion", "lamb"])
+def test_every_optimizer_lowers_a_quadratic(name):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1, bias=False)
+    optimizer = build_optimizer(model, OptimizerConfig(name=name, lr=0.02, weight_decay=0.0))
+    losses = []
+    for _ in range(60):
+        loss = model.weight.square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def rates(config, epochs=4, steps=5, lr=1.0):
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=lr)
+    schedule = build_schedule(optimizer, config, lr, epochs, steps)
+    found = []
+    for _ in range(epochs * steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_cosine_per_epoch_is_timms_closed_form():
+    found = rates(ScheduleConfig(name="cosine", interval="epoch", min_lr=0.1))
+    expected = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)]
+    assert found == pytest.approx([e for e in expected for _ in range(5)])
+
+
+def test_warmup_rises_and_constant_stays():
+    found = rates(ScheduleConfig(name="constant", warmup_fraction=0.25))
+    assert found[:5] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
+    assert found[5:] == pytest.approx([1.0] * 15)
+
+
+def test_onecycle_is_the_golden_curve(shared_dir):
+    from safetensors.torch import load_file
+
+    golden = load_file(shared_dir / "fixtures/spatiotemporal/metrics_and_data.safetensors")
+    optimizer = torch.optim.AdamW(nn.Linear(1, 1).parameters(), lr=1e-3)
+    schedule = build_schedule(optimizer, ScheduleConfig(name="onecycle"), 1e-3, 10, 10)
+    for rate, beta in zip(
+        golden["output.onecycle_lr"], golden["output.onecycle_beta1"], strict=True
+    ):
+        group = optimizer.param_groups[0]
+        assert group["lr"] == pytest.approx(float(rate), rel=1e-9)
+        assert group["betas"][0] == pytest.approx(float(beta), rel=1e-9)
+        optimizer.step()
+        if schedule.last_epoch < 99:
+            schedule.step()

@@ -1,0 +1,62 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossband.shared.errors import ConfigError
+from crossband.shared.training.sampler import EpochBatchSampler
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(0, 5))
+def test_an_epoch_holds_every_item_once_in_an_order_of_seed_and_epoch(length, size, seed, epoch):
+    first, second = (EpochBatchSampler(length, size, seed=seed) for _ in range(2))
+    for sampler in (first, second):
+        sampler.set_epoch(epoch)
+    batches = list(first)
+    assert batches == list(second)
+    assert len(batches) == len(first)
+    assert sorted(i for batch in batches for i in batch) == list(range(length))
+
+
+def test_epochs_differ():
+    sampler = EpochBatchSampler(50, 10, seed=0)
+    orders = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_skip_leaves_out_the_first_batches_once():
+    sampler = EpochBatchSampler(50, 10, seed=0)
+    whole = list(sampler)
+    sampler.skip = 2
+    assert list(sampler) == whole[2:]
+    assert list(sampler) == whole
+    assert len(sampler) == 5
+
+
+def test_ranks_share_the_order_of_one_process():
+    whole = [i for batch in EpochBatchSampler(40, 4, seed=3) for i in batch]
+    ranks = [
+        [i for b in EpochBatchSampler(40, 4, seed=3, rank=r, world_size=2) for i in b]
+        for r in range(2)
+    ]
+    assert [i for pair in zip(*ranks, strict=True) for i in pair] == whole
+
+
+def test_ranks_have_equally_many_batches():
+    for length in (1, 5, 7, 9):
+        counts = {
+            len(list(EpochBatchSampler(length, 2, seed=0, rank=r, world_size=3))) for r in range(3)
+        }
+        assert len(counts) == 1
+
+
+def test_without_shuffling_the_order_is_kept():
+    batches = list(EpochBatchSampler(5, 2, seed=0, shuffle=False))
+    assert batches == [[0, 1], [2, 3], [4]]
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ConfigError, match="batch_size 0"):
+        EpochBatchSampler(5, 0, seed=0)
