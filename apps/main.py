@@ -38,3 +38,7 @@ def commands() -> Mapping[str, Callable[[], Domain | Verb]]:
     for name, command in {"models": MODELS, "env": ENV, "demo": DEMO}.items():
         loaders[name] = lambda command=command: command
     return loaders
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

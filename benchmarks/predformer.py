@@ -4,11 +4,14 @@
 
 - ours: `crossband.spatiotemporal.predformer`, dropout and drop path as published.
 - plain: the same weights in the layout of the description: tokens are copied to (B T, N, d) and
-  (B N, T, d), attention is an explicit softmax. Its outputs must equal ours to 1e-4.
-- floor: the matrix products of the Linear layers alone, into arrays made beforehand and over as
-  many tokens at once as is fastest; for a training step also both products of the backward pass.
+  (B N, T, d), attention is an explicit softmax, Linear layers are PyTorch's. Its outputs must
+  equal ours to 1e-4.
+- floor: the matrix products of the Linear layers alone, by the faster of PyTorch's two libraries
+  and over the whole batch or sample by sample, whichever is faster; for a training step also both
+  products of the backward pass.
 
-All three are timed in turn in one process; the numbers are medians.
+All three are timed in turn in one process; the numbers are medians. With one thread processor time
+is measured, which other programs hardly disturb; with more, wall-clock time.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,7 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from crossband.shared.benchmark import peak_megabytes as peak_of_call
 from crossband.shared.environment import machine
+from crossband.shared.kernels.linear import ONEDNN_AVAILABLE, Linear, linear
 from crossband.shared.registry import create_model, get_entry
 from crossband.spatiotemporal.predformer.model import FACTORISED, INTERLEAVED, PredFormer
 
@@ -41,11 +45,13 @@ MODES = ("inference", "training")
 SECONDS_PER_CELL = 12.0
 # What the profiler's operators belong to.
 PARTS = {
-    "products": ("addmm", "mm", "mkldnn_linear"),
+    "products": ("addmm", "mm", "linear_pointwise"),
     "attention": ("bmm", "baddbmm", "softmax", "scaled_dot_product", "flash_attention"),
-    "LayerNorm": ("layer_norm",),
+    "LayerNorm": ("native_layer_norm",),
     "activation": ("silu", "mul"),
     "copies": ("copy", "clone", "cat", "contiguous"),
+    "dropout": ("bernoulli", "native_dropout", "div"),
+    "optimiser": (),  # everything inside its step
 }
 
 
@@ -56,6 +62,9 @@ class Plain(nn.Module):
         """Take the parameters over."""
         super().__init__()
         self.model = copy.deepcopy(model)
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.__class__ = nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C, H, W) to the same shape."""
@@ -118,23 +127,25 @@ def floor_step(model: PredFormer, batch: int, training: bool) -> Callable[[], No
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     arrays: dict[Any, Tensor] = {}
 
-    def array(kind: str, *shape: int) -> Tensor:
-        return arrays.setdefault((kind, *shape), torch.randn(shape))
+    def array(*shape: int) -> Tensor:
+        return arrays.setdefault(shape, torch.randn(shape))
 
     @torch.no_grad()
-    def run(step: int) -> None:
-        for _ in range(0, tokens, step):
+    def run(library: str, rows: int) -> None:
+        for _ in range(0, tokens, rows):
             for layer in layers:
-                x, y = array("x", step, layer.in_features), array("y", step, layer.out_features)
-                torch.mm(x, layer.weight.t(), out=y)
-        if training:
-            for layer in reversed(layers):
-                x, y = array("x", tokens, layer.in_features), array("y", tokens, layer.out_features)
-                torch.mm(y, layer.weight, out=array("dx", *x.shape))
-                torch.mm(y.t(), x, out=array("dw", *layer.weight.shape))
+                linear(array(rows, layer.in_features), layer.weight, None, library)
+            if training:
+                for layer in reversed(layers):
+                    x, y = array(rows, layer.in_features), array(rows, layer.out_features)
+                    linear(y, layer.weight.t(), None, library)
+                    linear(y.t(), x.t(), None, library)
 
-    step = min((tokens, tokens // batch), key=lambda n: median_time(lambda: run(n), 3))
-    return lambda: run(step)
+    libraries = ("reference", "onednn") if ONEDNN_AVAILABLE else ("reference",)
+    chunks = sorted({tokens, tokens // batch})
+    ways = [(library, rows) for library in libraries for rows in chunks]
+    fastest = min(ways, key=lambda way: median_time(lambda: run(*way), 3))
+    return lambda: run(*fastest)
 
 
 def median_time(step: Callable[[], Any], repeats: int) -> float:
@@ -143,9 +154,10 @@ def median_time(step: Callable[[], Any], repeats: int) -> float:
 
 
 def _seconds(step: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     step()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def network_step(
@@ -196,10 +208,14 @@ def breakdown(step: Callable[[], Any]) -> dict[str, float]:
     """Return the share of each part of a step in its operators' own time, in percent."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
+    events = profiler.events()
+    updates = [e.time_range for e in events if e.name.startswith("Optimizer.step")]
     shares: dict[str, float] = defaultdict(float)
-    for event in profiler.key_averages():
-        name = event.key.removeprefix("aten::").lstrip("_")
+    for event in events:
+        name = event.name.split("::")[-1].lstrip("_")
         part = next((p for p, names in PARTS.items() if name.startswith(names)), "other")
+        if any(span.start <= event.time_range.start < span.end for span in updates):
+            part = "optimiser"
         shares[part] += event.self_cpu_time_total
     total = sum(shares.values())
     return {part: 100 * shares[part] / total for part in (*PARTS, "other")}
@@ -217,10 +233,9 @@ def print_peak(shape: str, variant: str, batch: str, mode: str, who: str) -> Non
     model, x = network_and_input(shape, variant, int(batch))
     network = model if who == "ours" else Plain(model)
     step = network_step(network, x, mode == "training")
-    torch.randn(64, 64) @ torch.randn(64, 64)  # the first product loads libraries
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    F.linear(x.new_ones(1024, 64), x.new_ones(64, 64))  # the first products load libraries
+    linear(x.new_ones(1024, 64), x.new_ones(64, 64))
+    print(peak_of_call(step, x.device))
 
 
 def network_and_input(shape: str, variant: str, batch: int) -> tuple[PredFormer, Tensor]:
@@ -277,9 +292,10 @@ def measure(shape: str, variant: str, batch: int, mode: str, options: argparse.N
 def table(rows: Iterable[dict]) -> str:
     """Return the rows as Markdown."""
     lines = [
-        "| shape | variant | batch | step | ours ms | plain ms | floor ms | plain/ours | ours/floor "
-        "| peak MB ours / plain | compile: times faster, error | bf16: times faster, error "
-        "| products / attention / LayerNorm / activation / copies / other % |",
+        "| shape | variant | batch | step | ours ms | plain ms | floor ms | plain/ours "
+        "| ours/floor | peak MB ours / plain | compile: times faster, error "
+        "| bf16: times faster, error "
+        f"| {' / '.join((*PARTS, 'other'))} % |",
         "|" + "---|" * 13,
     ]
     for row in rows:

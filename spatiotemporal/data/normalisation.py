@@ -106,8 +106,9 @@ class Climatology:
         count = np.zeros((phases, *grid.shape))
         for first, frames in grid.chunks(start, stop):
             phase = phase_of(grid.times[first : first + len(frames)], grid.spacing)
-            np.add.at(total, phase, np.nan_to_num(frames))
-            np.add.at(count, phase, np.isfinite(frames))
+            member = (phase == np.arange(phases)[:, None]).astype(np.float64)  # (P, n)
+            total += np.tensordot(member, np.nan_to_num(frames), axes=1)
+            count += np.tensordot(member, np.isfinite(frames), axes=1)
         sums, counts = total.sum(axis=(0, 2, 3)), count.sum(axis=(0, 2, 3))
         return cls(total, count, sums / np.maximum(counts, 1), grid.spacing)
 
@@ -146,6 +147,7 @@ def _phases(spacing: np.timedelta64) -> int:
 
 
 def phase_of(times: np.ndarray, spacing: np.timedelta64) -> np.ndarray:
+    """Return which phase of the day each time is in, from midnight UTC on."""
     phases = _phases(spacing)
     since_midnight = times.astype("datetime64[ns]") - times.astype("datetime64[D]")
     return (since_midnight // spacing) % phases

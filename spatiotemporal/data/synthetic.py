@@ -35,7 +35,7 @@ def make_synthetic(
     width: int = 32,
     seed: int = 0,
     variables: Sequence[str] = ("t2m",),
-) -> list[Path]:
+) -> Path:
     """Write `<long name>/<long name>_<month>.nc` files of hourly fields from January 2019 on.
 
     Args:
@@ -47,7 +47,7 @@ def make_synthetic(
         variables: Among t2m (K), u10 and v10 (m/s).
 
     Returns:
-        The files written.
+        The folder.
 
     Raises:
         ConfigError: unknown variable, a size without meaning, or other NetCDF files in `root`,
@@ -105,12 +105,12 @@ def make_synthetic(
         )
         with atomic_path(path) as temporary:
             found.to_netcdf(temporary)
-    return list(paths.values())
+    return root
 
 
 def run(config: MakeConfig) -> None:
     """Run `data make`."""
-    paths = make_synthetic(
+    root = make_synthetic(
         config.out,
         hours=config.hours,
         height=config.height,
@@ -118,6 +118,7 @@ def run(config: MakeConfig) -> None:
         seed=config.seed,
         variables=config.variables,
     )
+    paths = sorted(root.rglob("*.nc"))
     if config.json:
         print_json({"files": [str(path) for path in paths]})
         return
