@@ -21,7 +21,9 @@ def run(config: DemoConfig) -> None:
         "crossband demo",
         f"Every step below is a command; nothing was downloaded. Machine: {machine()}.",
     )
-    report.text("crossband is not a medical device and its demo forecasts are of simulated weather.")
+    report.text(
+        "crossband is not a medical device and its demo forecasts are of simulated weather."
+    )
     _forecast(out / "spatiotemporal", report, config.minutes)
     path = report.write(out / "report.html")
     print(f"\ndemo report: {path}")

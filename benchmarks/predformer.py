@@ -128,7 +128,9 @@ def floor_step(model: PredFormer, batch: int, training: bool) -> Callable[[], No
     arrays: dict[Any, Tensor] = {}
 
     def array(*shape: int) -> Tensor:
-        return arrays.setdefault(shape, torch.randn(shape))
+        if shape not in arrays:
+            arrays[shape] = torch.randn(shape)
+        return arrays[shape]
 
     @torch.no_grad()
     def run(library: str, rows: int) -> None:

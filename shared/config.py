@@ -74,9 +74,7 @@ class ScheduleConfig:
     name: Literal["cosine", "onecycle", "constant"] = option("cosine", "shape of the schedule")
     warmup_fraction: float = option(0.0, "part of the steps for linear warm-up", advanced=True)
     min_lr: float = option(1e-6, "learning rate at the end of the cosine", advanced=True)
-    interval: Literal["step", "epoch"] = option(
-        "step", "when the cosine moves on", advanced=True
-    )
+    interval: Literal["step", "epoch"] = option("step", "when the cosine moves on", advanced=True)
 
 
 @dataclass(kw_only=True)

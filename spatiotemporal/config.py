@@ -76,18 +76,6 @@ class MakeConfig(OutputOptions):
 
 
 @dataclass(kw_only=True)
-class AugmentConfig:
-    """Changes of training windows that leave the physics about right."""
-
-    daily_cycle: float = option(
-        0.0, "spread (log) of a factor on the daily cycle; needs --background", advanced=True
-    )
-    mix: float = option(
-        0.0, "part of the windows that are mixed linearly with another", advanced=True
-    )
-
-
-@dataclass(kw_only=True)
 class TrainConfig(RunOptions):
     """Options of `train`."""
 
@@ -99,8 +87,12 @@ class TrainConfig(RunOptions):
         False, "show the network the hour-of-day climatology of the training part"
     )
     linear_skip: bool = option(False, "fit a ridge regression first; the network learns the rest")
+    daily_cycle_spread: float = option(
+        0.0,
+        "spread (log) of a random factor on the daily cycle in training; needs --background",
+        advanced=True,
+    )
     data: DataConfig = option(factory=DataConfig)
-    augment: AugmentConfig = option(factory=AugmentConfig)
     loader: LoaderConfig = option(factory=LoaderConfig)
     optimizer: OptimizerConfig = option(factory=OptimizerConfig)
     schedule: ScheduleConfig = option(factory=ScheduleConfig)
@@ -120,9 +112,7 @@ class EvaluateConfig(RunOptions):
     part: Literal["test", "val", "train", "all"] = option(
         "test", "which part of the time axis, by the checkpoint's dates"
     )
-    between: list[str] = option(
-        factory=list, help="first and last date to score instead of a part"
-    )
+    between: list[str] = option(factory=list, help="first and last date to score instead of a part")
     baselines: list[Literal["persistence", "climatology", "ridge"]] = option(
         factory=lambda: ["persistence", "climatology", "ridge"],
         help="rivals in the same table; the last two are fitted on the training dates",

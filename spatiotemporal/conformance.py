@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
 
+from crossband.shared.config import ScheduleConfig
+from crossband.shared.training.optimizers import build_schedule
 from crossband.spatiotemporal import metrics
 from crossband.spatiotemporal.data.moving_mnist import (
     generate_moving_mnist,
@@ -52,9 +53,7 @@ def run(
     return results
 
 
-def _openstl(
-    case: dict[str, Any], prediction: np.ndarray, truth: np.ndarray
-) -> dict[str, float]:
+def _openstl(case: dict[str, Any], prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     if "mean" in case:
         prediction, truth = (a * case["std"] + case["mean"] for a in (prediction, truth))
     norm = case["spatial_norm"]
@@ -75,19 +74,16 @@ def _generator(case: dict[str, Any]) -> random.Random:
 
 
 def _onecycle(case: dict[str, Any]) -> dict[str, np.ndarray]:
-    names = (
-        "max_lr", "total_steps", "pct_start", "anneal_strategy", "cycle_momentum",
-        "base_momentum", "max_momentum", "div_factor", "final_div_factor", "three_phase",
-    )  # fmt: skip
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([parameter], lr=case["max_lr"], weight_decay=1e-2)
-    schedule = OneCycleLR(optimizer, **{name: case[name] for name in names})
+    """Step our own schedule, whose other settings are OpenSTL's."""
+    rate, steps = case["max_lr"], case["total_steps"]
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    schedule = build_schedule(optimizer, ScheduleConfig(name="onecycle"), rate, 1, steps)
     rates, betas = [], []
-    for step in range(case["total_steps"]):
+    for step in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         betas.append(optimizer.param_groups[0]["betas"][0])
         optimizer.step()
-        if step + 1 < case["total_steps"]:
+        if step + 1 < steps:
             schedule.step()
     return {"onecycle_lr": np.array(rates), "onecycle_beta1": np.array(betas)}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from crossband.shared.cli.output import format_table, print_json
@@ -57,8 +56,7 @@ class Evaluation:
         own = interval(self.scores[NETWORK], "rmse", self.weights)
         rivals = {n: s for n, s in self.scores.items() if n != NETWORK}
         gaps = {
-            n: difference(self.scores[NETWORK], s, "rmse", self.weights)
-            for n, s in rivals.items()
+            n: difference(self.scores[NETWORK], s, "rmse", self.weights) for n, s in rivals.items()
         }
         values = {n: s.scores()["rmse"][:, variable] for n, s in rivals.items()}
         for lead, hours in enumerate(self.lead_hours):
@@ -113,9 +111,7 @@ def evaluate_checkpoint(config: EvaluateConfig, grid: Grid | None = None) -> Eva
     Raises:
         CrossbandError: weights or data that do not fit; a part without windows.
     """
-    forecaster = Forecaster.load(
-        config.weights, device=config.device, precision=config.precision
-    )
+    forecaster = Forecaster.load(config.weights, device=config.device, precision=config.precision)
     scheme, protocol = forecaster.scheme, forecaster.config["protocol"]
     if grid is None:
         source = config.data
@@ -319,9 +315,8 @@ def _example(
         truth=truth[0, :, 0][..., cut[0], cut[1]],
         lead_hours=np.arange(1, windows.horizon + 1) * spacing,
         unit=windows.grid.units[0],
-        north_up=windows.grid.latitude is None or bool(
-            windows.grid.latitude[0] > windows.grid.latitude[-1]
-        ),
+        north_up=windows.grid.latitude is None
+        or bool(windows.grid.latitude[0] > windows.grid.latitude[-1]),
     )
 
 

@@ -159,9 +159,7 @@ class Forecaster:
         """
         roots = [data] if isinstance(data, str | Path) else list(data)
         protocol = self.config["protocol"]
-        grid = open_grid(
-            roots, self.scheme.variables, step=protocol["step"], mask=protocol["mask"]
-        )
+        grid = open_grid(roots, self.scheme.variables, step=protocol["step"], mask=protocol["mask"])
         self.check_grid(grid)
         ends = _find_origins(grid, self.scheme.history, self.scheme.spacing, origins)
         horizon = horizon or self.scheme.horizon
@@ -217,9 +215,7 @@ class Forecaster:
                 {"standard_name": "time", "long_name": "time of validity"},
             ),
         }
-        for axis, (dim, values) in enumerate(
-            ((row, grid.latitude), (column, grid.longitude))
-        ):
+        for axis, (dim, values) in enumerate(((row, grid.latitude), (column, grid.longitude))):
             if values is not None:
                 kept = scheme.fit.coordinates(values, axis)
                 coordinates[dim] = (dim, kept, _axis_attrs(axis, grid.attrs.get(dim, {})))
@@ -252,9 +248,7 @@ def predict(config: PredictConfig) -> int | None:
     """Run `crossband spatiotemporal predict`."""
     if not config.inputs:
         raise ConfigError("predict needs inputs: NetCDF files, Zarr stores or folders.")
-    forecaster = Forecaster.load(
-        config.weights, device=config.device, precision=config.precision
-    )
+    forecaster = Forecaster.load(config.weights, device=config.device, precision=config.precision)
     files = [str(p) for p in find_files(config.inputs)]
     jobs = [files] if config.combine else [[file] for file in files]
     out = Path(config.out)
@@ -320,9 +314,7 @@ def _truth(forecaster: Forecaster, job: list[str], dataset: xr.Dataset) -> np.nd
         DataError: none of the times was observed.
     """
     protocol = forecaster.config["protocol"]
-    grid = open_grid(
-        job, forecaster.scheme.variables, step=protocol["step"], mask=protocol["mask"]
-    )
+    grid = open_grid(job, forecaster.scheme.variables, step=protocol["step"], mask=protocol["mask"])
     valid = dataset.valid_time.values
     truth = np.full((*valid.shape, *grid.shape), np.nan, np.float32)
     for index in np.ndindex(valid.shape):

@@ -102,7 +102,6 @@ def weatherbench_scores(
 # Forecasts per lead time and variable, with intervals
 
 
-
 class ForecastScores:
     """Scores per lead and variable from additive sums per window.
 
@@ -142,23 +141,24 @@ class ForecastScores:
             climatology: Broadcastable to the same shape; without it there is no `acc`.
         """
         counted = np.isfinite(truth) if mask is None else mask & np.isfinite(truth)
-        weights = self._weights * counted
+        plain = np.ones(self._weights.size)
+        weighted = self._weights.ravel()
+
+        def total(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+            return values.reshape(*values.shape[:3], -1) @ weights  # (B, T', C)
+
         error = np.where(counted, prediction.astype(np.float64) - truth, 0.0)
-        clim = 0.0 if climatology is None else climatology
-        f = np.where(counted, prediction.astype(np.float64) - clim, 0.0)
-        a = np.where(counted, truth.astype(np.float64) - clim, 0.0)
-        fields = {
-            "w": weights, "we2": weights * error**2, "we": weights * np.abs(error),
-            "n": counted, "e2": error**2, "e": np.abs(error),
-        }  # fmt: skip
+        sums = {"w": total(counted, weighted), "n": total(counted, plain)}
+        for name, values in (("e2", error**2), ("e", np.abs(error))):
+            sums |= {f"w{name}": total(values, weighted), name: total(values, plain)}
         if climatology is not None:
-            fields |= {
-                "wfa": weights * f * a, "wff": weights * f * f, "waa": weights * a * a,
-                "wf": weights * f, "wa": weights * a, "f": f, "a": a,
-            }  # fmt: skip
-        self._batches.append(
-            {name: value.sum(axis=(-2, -1), dtype=np.float64) for name, value in fields.items()}
-        )
+            f = np.where(counted, prediction.astype(np.float64) - climatology, 0.0)
+            a = np.where(counted, truth.astype(np.float64) - climatology, 0.0)
+            for name, values in (("f", f), ("a", a)):
+                sums |= {f"w{name}": total(values, weighted), name: total(values, plain)}
+            sums |= {"wfa": total(f * a, weighted), "wff": total(f * f, weighted)}
+            sums["waa"] = total(a * a, weighted)
+        self._batches.append(sums)
 
     @property
     def sums(self) -> dict[str, np.ndarray]:

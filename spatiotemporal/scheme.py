@@ -23,9 +23,7 @@ from crossband.spatiotemporal.forecast_network import ForecastNetwork, LinearSki
 
 def open_source(source: SourceConfig, variables: list[str] | tuple[str, ...] = ()) -> Grid:
     """Open the data that options name; kept in memory where they are small enough."""
-    grid = open_grid(
-        source.root, source.variables or variables, step=source.step, mask=source.mask
-    )
+    grid = open_grid(source.root, source.variables or variables, step=source.step, mask=source.mask)
     if grid.nbytes <= source.cache_gb * 1e9:
         grid.load()
     return grid

@@ -15,7 +15,7 @@ from crossband.shared.registry import create_model
 from crossband.shared.tasks.forecasting import ForecastingTask
 from crossband.shared.training.loop import Data, fit
 from crossband.shared.training.run_folder import RunFolder
-from crossband.spatiotemporal.augmentation import Augmentation
+from crossband.spatiotemporal.augmentation import DailyCycle
 from crossband.spatiotemporal.config import EvaluateConfig, TrainConfig
 from crossband.spatiotemporal.evaluation import evaluate_checkpoint, write_evaluation
 from crossband.spatiotemporal.forecast_network import ForecastNetwork
@@ -55,7 +55,9 @@ def train(config: TrainConfig) -> None:
         config.optimizer,
         config.schedule,
         compile=config.trainer.compile,
-        augment=Augmentation(config.augment, windows["train"]),
+        augment=DailyCycle(config.daily_cycle_spread, windows["train"])
+        if config.daily_cycle_spread
+        else None,
     )
     _check_first_batch(task, windows["train"])
     if not config.quiet:

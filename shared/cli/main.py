@@ -141,4 +141,3 @@ def _run_verb(prog: str, verb: Verb, words: list[str]) -> int:
     config = parse(verb, words)
     code = load_object(verb.run)(config)
     return EXIT_OK if code is None else code
-

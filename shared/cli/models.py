@@ -305,8 +305,6 @@ def _report_text(report: Any, *, quiet: bool) -> str:
     shown = [check for check in report.checks if not (quiet and check.passed)]
     if not shown:
         return head
-    rows = [
-        ("PASS" if c.passed else "FAIL", c.name, c.absolute, c.relative, c.note) for c in shown
-    ]
+    rows = [("PASS" if c.passed else "FAIL", c.name, c.absolute, c.relative, c.note) for c in shown]
     table = format_table(("", "output", "abs error", "rel error", "note"), rows)
     return head + "\n" + "".join(f"  {line}\n" for line in table.splitlines())

@@ -282,9 +282,7 @@ def _read_config(name: str, options: dict[str, Option]) -> dict[str, Any]:
     return values
 
 
-def _flat(
-    content: dict[Any, Any], options: dict[str, Option], prefix: str = ""
-) -> dict[str, Any]:
+def _flat(content: dict[Any, Any], options: dict[str, Option], prefix: str = "") -> dict[str, Any]:
     """Flatten the groups of a YAML file to dotted names; values that are mappings stay whole."""
     values: dict[str, Any] = {}
     for key, value in content.items():

@@ -1,0 +1,1 @@
+"""Operators that choose the fastest of several equal implementations."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import crossband.shared.compat  # noqa: F401 - before lightning
+
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn

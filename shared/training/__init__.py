@@ -1,0 +1,1 @@
+"""Running tasks: optimisers, order of batches, checkpoints, resume."""

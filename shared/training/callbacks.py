@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import crossband.shared.compat  # noqa: F401 - before lightning
+
 import torch
 from lightning import Callback, LightningModule, Trainer
 

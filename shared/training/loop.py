@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import crossband.shared.compat  # noqa: F401 - before lightning
+
 import torch
 from lightning import Trainer, seed_everything
 from torch.utils.data import DataLoader, Dataset
@@ -53,9 +54,7 @@ class Data:
     ) -> tuple[DataLoader, DataLoader]:
         """Return both loaders for this rank, to start with batch `skip` of an epoch."""
         place = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        order = EpochBatchSampler(
-            len(self.train), self.loader.batch_size, seed=self.seed, **place
-        )
+        order = EpochBatchSampler(len(self.train), self.loader.batch_size, seed=self.seed, **place)
         # Lightning sets the epoch too, but loader processes may have begun before it does.
         order.set_epoch(epoch)
         order.skip = skip

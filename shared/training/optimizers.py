@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import crossband.shared.compat  # noqa: F401 - before timm
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -86,4 +87,3 @@ def build_schedule(
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, factor)
-

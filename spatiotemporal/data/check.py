@@ -140,9 +140,7 @@ def write_contact_sheet(grid: Grid, path: str | Path) -> None:
         seen = frames[:, row][np.isfinite(frames[:, row])]
         low, high = np.percentile(seen, (1, 99)) if len(seen) else (0, 1)
         for axis, frame, place in zip(axes[row], frames[:, row], places, strict=True):
-            image = axis.imshow(
-                frame, vmin=low, vmax=high, origin="upper" if north_up else "lower"
-            )
+            image = axis.imshow(frame, vmin=low, vmax=high, origin="upper" if north_up else "lower")
             axis.set(xticks=[], yticks=[])
             axis.set_facecolor("lightgrey")  # where nothing was observed
             if row == 0:
@@ -268,9 +266,7 @@ def _times(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _parts(
-    grid: Grid, config: CheckConfig, problems: list[dict[str, str]]
-) -> list[dict[str, Any]]:
+def _parts(grid: Grid, config: CheckConfig, problems: list[dict[str, str]]) -> list[dict[str, Any]]:
     data = config.data
     length = data.history + data.horizon
     dates = {"train": data.train, "val": data.val, "test": data.test}

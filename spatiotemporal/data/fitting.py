@@ -38,9 +38,7 @@ class Fit:
     def apply(self, frames: np.ndarray, *, edge: bool = True) -> np.ndarray:
         """Bring frames (..., H, W) to the target; padding repeats the edge, or is False/0."""
         frames = frames[(..., *self._cut)]
-        padding = [
-            (i.start, t - i.stop) for i, t in zip(self._inner, self.target, strict=True)
-        ]
+        padding = [(i.start, t - i.stop) for i, t in zip(self._inner, self.target, strict=True)]
         if not any(a or b for a, b in padding):
             return frames
         width = [(0, 0)] * (frames.ndim - 2) + padding
@@ -55,9 +53,7 @@ class Fit:
         return values[self._cut[axis]]
 
 
-def fit_grid(
-    shape: tuple[int, int], patch_size: int, mode: Literal["error", "crop", "pad"]
-) -> Fit:
+def fit_grid(shape: tuple[int, int], patch_size: int, mode: Literal["error", "crop", "pad"]) -> Fit:
     """Choose the grid that the network sees.
 
     Raises:

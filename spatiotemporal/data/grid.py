@@ -29,6 +29,7 @@ LATITUDE = ("lat", "latitude", "y", "rlat")
 LONGITUDE = ("lon", "longitude", "x", "rlon")
 LEVEL = ("level", "pressure_level", "plev", "isobaricInhPa", "lev")
 SUFFIXES = (".nc", ".nc4", ".netcdf", ".cdf")
+CHUNK_BYTES = 64 * 2**20
 
 # Short names of WeatherBench and the folders or long names that hold them.
 LONG_NAMES = {
@@ -129,7 +130,11 @@ class Grid:
         return self
 
     def chunks(self, start: int, stop: int, size: int = 256) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first index, frames) in chunks, for statistics over more than fits in memory."""
+        """Yield (first index, frames) in chunks, for statistics over more than fits in memory.
+
+        A chunk has `size` frames, fewer where they are large (64 MB at most, or one frame).
+        """
+        size = max(1, min(size, CHUNK_BYTES // (4 * int(np.prod(self.shape)))))
         for first in range(start, stop, size):
             yield first, self.read(first, min(first + size, stop))
 
@@ -178,7 +183,7 @@ def open_grid(
         raise DataError(f"--data.step {step} must be at least 1.")
     files = find_files(roots)
     headers = [_header(path) for path in files]
-    wanted = tuple(variables) or _all_variables(headers)
+    wanted = tuple(variables) or tuple(v for v in _all_variables(headers) if v != mask)
     if not wanted:
         held = sorted({name for header in headers for name in header.data_vars})
         raise DataError(
@@ -240,9 +245,7 @@ def find_files(roots: Sequence[str | Path]) -> list[Path]:
         if root.is_file() or _is_zarr(root):
             files.append(root)
             continue
-        found = sorted(
-            p for p in root.rglob("*") if (p.is_file() and p.suffix in SUFFIXES) or _is_zarr(p)
-        )
+        found = sorted(_search(root))
         if not found:
             raise DataError(
                 f"--data.root {root} holds no NetCDF file ({', '.join(SUFFIXES)}) and no Zarr "
@@ -250,6 +253,17 @@ def find_files(roots: Sequence[str | Path]) -> list[Path]:
             )
         files += found
     return list(dict.fromkeys(files))
+
+
+def _search(folder: Path) -> Iterator[Path]:
+    """Yield files and stores; hidden ones are what interrupted writers and file systems leave."""
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not _is_zarr(path):
+            yield from _search(path)
+        elif path.is_dir() or path.suffix.lower() in SUFFIXES:
+            yield path  # what is within a store belongs to it
 
 
 def _is_zarr(path: Path) -> bool:
@@ -352,7 +366,8 @@ def _segments_of(
             )
         if dims[0] not in header.coords or header[dims[0]].dtype.kind != "M":
             raise DataError(
-                f"{path}: the times of '{own}' are not dates; add units to '{dims[0]}'."
+                f"{path}: the times of '{own}' are not dates of the standard calendar: give "
+                f"'{dims[0]}' units like 'hours since 2019-01-01', or convert its calendar."
             )
         times = header[dims[0]].values.astype("datetime64[ns]")
         segments.append(Segment(str(path), own, _level_index(array, dims, level, path), times))

@@ -105,7 +105,7 @@ class Climatology:
         total = np.zeros((phases, *grid.shape))
         count = np.zeros((phases, *grid.shape))
         for first, frames in grid.chunks(start, stop):
-            phase = phase_of(grid.times[first : first + len(frames)], grid.spacing)
+            phase = _phase_of(grid.times[first : first + len(frames)], grid.spacing)
             member = (phase == np.arange(phases)[:, None]).astype(np.float64)  # (P, n)
             total += np.tensordot(member, np.nan_to_num(frames), axes=1)
             count += np.tensordot(member, np.isfinite(frames), axes=1)
@@ -120,10 +120,10 @@ class Climatology:
             without: Times (m,) and frames (m, C, H, W) to leave out: a training window must not
                 be told its own future through a mean that contains it.
         """
-        phase = phase_of(times, self.spacing)
+        phase = _phase_of(times, self.spacing)
         total, count = self.total[phase], self.count[phase]
         if without is not None:
-            other = phase_of(without[0], self.spacing)
+            other = _phase_of(without[0], self.spacing)
             same = (phase[:, None] == other).astype(np.float64)  # (n, m)
             total = total - np.tensordot(same, np.nan_to_num(without[1]), axes=1)
             count = count - np.tensordot(same, np.isfinite(without[1]).astype(np.float64), axes=1)
@@ -146,7 +146,7 @@ def _phases(spacing: np.timedelta64) -> int:
     return int(DAY // spacing) if spacing < DAY and DAY % spacing == np.timedelta64(0) else 1
 
 
-def phase_of(times: np.ndarray, spacing: np.timedelta64) -> np.ndarray:
+def _phase_of(times: np.ndarray, spacing: np.timedelta64) -> np.ndarray:
     """Return which phase of the day each time is in, from midnight UTC on."""
     phases = _phases(spacing)
     since_midnight = times.astype("datetime64[ns]") - times.astype("datetime64[D]")

@@ -36,7 +36,7 @@ def weather(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(weather, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    words = ["--background", "--linear_skip", "--augment.daily_cycle", 0.3, "--augment.mix", 0.5]
+    words = ["--background", "--linear_skip", "--daily_cycle_spread", 0.3]
     assert crossband("train", "--data.root", weather, *TINY, *SHORT, *words, "--out", folder) == 0
     return folder
 
@@ -101,8 +101,10 @@ def test_evaluate_repeats_the_scores_of_training(trained, weather, tmp_path):
     again = json.loads((tmp_path / "metrics.json").read_text())
     first = json.loads((trained / "metrics.json").read_text())
     assert again["scores"] == first["scores"]
-    assert crossband("evaluate", *words, "--part", "val", "--horizon", 7, "--baselines",
-                     "persistence") == 0
+    assert (
+        crossband("evaluate", *words, "--part", "val", "--horizon", 7, "--baselines", "persistence")
+        == 0
+    )
     longer = json.loads((tmp_path / "metrics.json").read_text())
     assert len(longer["scores"]["network"]["t2m"]["rmse"]["value"]) == 7
 

@@ -131,8 +131,7 @@ def test_blocks_widen_the_interval_of_correlated_errors() -> None:
     errors = 10 + np.repeat(np.random.default_rng(0).normal(size=100), 20)
     scores = errors_as_scores(errors)
     single, block = (
-        interval(scores, "mae", block_resamples(2000, length, 1000, seed=0))
-        for length in (1, 100)
+        interval(scores, "mae", block_resamples(2000, length, 1000, seed=0)) for length in (1, 100)
     )
     ratio = (block.high - block.low) / (single.high - single.low)
     assert ratio[0, 0] == pytest.approx(np.sqrt(20), rel=0.25)

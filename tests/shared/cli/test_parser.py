@@ -50,9 +50,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Verb:
             (folder / "recipes" / f"{name}.yaml").write_text(text)
     (tmp_path / "toy_recipes" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    return Verb(
-        ToyConfig, "builtins:print", "", (), recipes=("toy_recipes.one", "toy_recipes.two")
-    )
+    return Verb(ToyConfig, "builtins:print", "", (), recipes=("toy_recipes.one", "toy_recipes.two"))
 
 
 def refusal(*argv: str, verb: Verb = VERB) -> str:

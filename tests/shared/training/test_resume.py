@@ -168,9 +168,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
 
 
 def test_early_stopping_and_time_limit_end_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        Regression, "loss", lambda self, batch: self(batch["x"]).mean() * 0 + 1.0
-    )
+    monkeypatch.setattr(Regression, "loss", lambda self, batch: self(batch["x"]).mean() * 0 + 1.0)
     book = run(tmp_path / "patience", monkeypatch, patience=2, max_epochs=50)
     assert [row["epoch"] for row in book.history] == [1, 2, 3]
     book = run(tmp_path / "clock", monkeypatch, max_minutes=1e-6, max_epochs=50)

@@ -36,9 +36,7 @@ def test_padding_repeats_the_edge_of_fields_and_hides_that_of_masks() -> None:
     fit = fit_grid((2, 3), 4, "pad")
     assert fit.target == (4, 4)
     fitted = fit.apply(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
-    np.testing.assert_array_equal(
-        fitted, [[1, 2, 3, 3], [1, 2, 3, 3], [4, 5, 6, 6], [4, 5, 6, 6]]
-    )
+    np.testing.assert_array_equal(fitted, [[1, 2, 3, 3], [1, 2, 3, 3], [4, 5, 6, 6], [4, 5, 6, 6]])
     assert fit.apply(np.ones((2, 3), bool), edge=False).sum() == 6
 
 

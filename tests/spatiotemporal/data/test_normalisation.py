@@ -89,9 +89,7 @@ def test_climatology_is_the_mean_of_each_cell_at_each_hour(open_fields: Callable
 def test_leaving_days_out_equals_fitting_without_them(open_fields: Callable) -> None:
     values = np.random.default_rng(0).normal(280, 5, (24 * 4, 2, 3)).astype("f4")
     grid = open_fields(hours(len(values)), a=values)
-    left = Climatology.fit(grid, 0, 96).at(
-        grid.times[:24], (grid.times[72:], values[72:, None])
-    )
+    left = Climatology.fit(grid, 0, 96).at(grid.times[:24], (grid.times[72:], values[72:, None]))
     np.testing.assert_allclose(left, Climatology.fit(grid, 0, 72).at(grid.times[:24]), rtol=1e-6)
 
 
