@@ -127,11 +127,11 @@ class Forecaster:
         for name in ("latitude", "longitude"):
             here, there = getattr(grid, name), self.config["protocol"][name]
             if here is not None and there is not None and not np.allclose(here, there, atol=1e-3):
-                order = " in another order" if np.allclose(here[::-1], there, atol=1e-3) else ""
+                turned = np.allclose(here[::-1], there, atol=1e-3)
                 raise DataError(
-                    f"The data's {name}s differ from those trained on{order}: {here[0]:g} to "
-                    f"{here[-1]:g} against {there[0]:g} to {there[-1]:g}; bring them to the grid "
-                    "of the training data."
+                    f"The data's {name}s {'run the other way than' if turned else 'differ from'} "
+                    f"those trained on: {here[0]:g} to {here[-1]:g} against {there[0]:g} to "
+                    f"{there[-1]:g}; bring them to the grid of the training data."
                 )
 
     def predict(
@@ -248,6 +248,10 @@ def predict(config: PredictConfig) -> int | None:
     """Run `crossband spatiotemporal predict`."""
     if not config.inputs:
         raise ConfigError("predict needs inputs: NetCDF files, Zarr stores or folders.")
+    for name, suffixes in (("plot", (".gif", ".png")), ("error_plot", (".png",))):
+        value = getattr(config, name)
+        if value and Path(value).suffix not in suffixes:
+            raise ConfigError(f"--{name} {value}: name a file ending in {' or '.join(suffixes)}.")
     forecaster = Forecaster.load(config.weights, device=config.device, precision=config.precision)
     files = [str(p) for p in find_files(config.inputs)]
     jobs = [files] if config.combine else [[file] for file in files]

@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 import xarray as xr
 
-from crossband.shared.errors import ConfigError
 from crossband.shared.files import atomic_path
 
 matplotlib.use("Agg")
@@ -103,14 +102,8 @@ def example_maps(example: Example, columns: int = 4) -> Figure:
 
 
 def write_map(dataset: xr.Dataset, path: str | Path) -> None:
-    """Write the last forecast of a data set: an animation (.gif) or all leads (.png).
-
-    Raises:
-        ConfigError: another suffix.
-    """
+    """Write the last forecast of a data set: an animation (.gif) or all leads (.png)."""
     path = Path(path)
-    if path.suffix not in (".gif", ".png"):
-        raise ConfigError(f"--plot {path}: name a .gif (animation) or a .png (all leads).")
     name = next(iter(dataset.data_vars))
     fields = dataset[name].isel(time=-1)
     low, high = np.nanpercentile(fields.values, (1, 99))
@@ -155,16 +148,9 @@ def _animate(fields: xr.DataArray, path: Path, style: dict[str, Any]) -> None:
 
 
 def write_error_by_lead(dataset: xr.Dataset, truth: np.ndarray, path: str | Path) -> None:
-    """Write RMSE by lead of a forecast data set against the truth (n, T', C, H, W) as .png.
-
-    Raises:
-        ConfigError: another suffix.
-    """
+    """Write RMSE by lead of a forecast data set against the truth (n, T', C, H, W) as .png."""
     from crossband.spatiotemporal.metrics import ForecastScores
 
-    path = Path(path)
-    if path.suffix != ".png":
-        raise ConfigError(f"--error-plot {path}: name a .png.")
     names = tuple(dataset.data_vars)
     forecast = np.stack([dataset[name].values for name in names], axis=2)
     row = dataset[names[0]].dims[-2]
@@ -185,7 +171,7 @@ def write_error_by_lead(dataset: xr.Dataset, truth: np.ndarray, path: str | Path
             ylim=(0, None),
         )
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    _save(figure, Path(path))
 
 
 def _save(figure: Figure, path: Path) -> None:

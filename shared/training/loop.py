@@ -97,6 +97,11 @@ def fit(
         CrossbandError: options that cannot work, a loss that is not finite, a stop by signal
             (after saving), a checkpoint that does not fit.
     """
+    for name in ("max_epochs", "accumulate_grad_batches", "save_every_n_steps", "devices"):
+        if getattr(trainer_config, name) < 1:
+            raise ConfigError(
+                f"--trainer.{name} {getattr(trainer_config, name)} must be at least 1."
+            )
     quiet_lightning()
     seed_everything(options.seed, verbose=False)
     bar = sys.stderr.isatty() and not options.quiet

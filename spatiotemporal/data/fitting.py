@@ -59,6 +59,8 @@ def fit_grid(shape: tuple[int, int], patch_size: int, mode: Literal["error", "cr
     Raises:
         ConfigError: the patches do not tile the grid and `mode` is `error`, or nothing is left.
     """
+    if patch_size < 1:
+        raise ConfigError(f"--arguments patch_size={patch_size} must be at least 1.")
     down = tuple(n // patch_size * patch_size for n in shape)
     up = tuple(-(-n // patch_size) * patch_size for n in shape)
     if down == tuple(shape):

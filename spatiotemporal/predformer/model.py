@@ -259,6 +259,13 @@ class PredFormer(nn.Module):
             raise ConfigError(
                 f"PredFormer has no variant {variant!r}: choose {', '.join(VARIANTS)}."
             )
+        sizes = {
+            "patch_size": patch_size, "dim": dim, "heads": heads, "dim_head": dim_head,
+            "mlp_ratio": mlp_ratio, "depth": depth, "block_depth": block_depth,
+        }  # fmt: skip
+        for name, value in sizes.items():
+            if value < 1:
+                raise ConfigError(f"PredFormer's {name} is {value}, but must be at least 1.")
         if height % patch_size or width % patch_size:
             raise ConfigError(_untiled(height, width, patch_size))
         if layer_skip and variant not in INTERLEAVED:

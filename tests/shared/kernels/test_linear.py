@@ -102,26 +102,26 @@ class TestChoice:
         return "onednn" if "mkldnn::_linear_pointwise" in names else "reference"
 
     def test_large_float32_products(self) -> None:
-        assert self.chosen(torch.randn(64, 128), Linear(128, 128)) == "onednn"
+        assert self.chosen(torch.randn(256, 128), Linear(128, 128)) == "onednn"
 
     def test_small_products(self) -> None:
         assert self.chosen(torch.randn(8, 32), Linear(32, 32)) == "reference"
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_other_precisions(self, dtype: torch.dtype) -> None:
-        x = torch.randn(64, 128, dtype=dtype)
+        x = torch.randn(256, 128, dtype=dtype)
         assert self.chosen(x, Linear(128, 128, dtype=dtype)) == "reference"
 
     def test_autocast(self) -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            assert Linear(128, 128)(torch.randn(64, 128)).dtype == torch.bfloat16
+            assert Linear(128, 128)(torch.randn(256, 128)).dtype == torch.bfloat16
 
     def test_where_mkl_is_fast(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_PREFERRED", False)
-        assert self.chosen(torch.randn(64, 128), Linear(128, 128)) == "reference"
+        assert self.chosen(torch.randn(256, 128), Linear(128, 128)) == "reference"
 
     def test_exported_programs_hold_public_operators_only(self) -> None:
-        exported = torch.export.export(Linear(128, 128), (torch.randn(64, 128),))
+        exported = torch.export.export(Linear(128, 128), (torch.randn(256, 128),))
         targets = [str(node.target) for node in exported.graph.nodes]
         assert "aten.linear.default" in targets
         assert not any("mkldnn" in target for target in targets)

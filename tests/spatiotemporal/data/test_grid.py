@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 from crossband.shared.errors import DataError
+from crossband.spatiotemporal.data import grid as grid_module
 from crossband.spatiotemporal.data.grid import Grid, find_files, open_grid
 
 Write = Callable[..., Path]
@@ -61,6 +62,18 @@ def test_zarr_equals_netcdf(write: Write) -> None:
     np.testing.assert_array_equal(netcdf.times, zarr.times)
     np.testing.assert_array_equal(whole(netcdf), whole(zarr))
     assert netcdf.units == zarr.units
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_folder_of_zarr_stores(write: Write, tmp_path: Path, version: int) -> None:
+    pytest.importorskip("zarr")
+    truth = open_grid([write("a.nc", hours(9))], ["t2m"])
+    with xr.open_dataset(tmp_path / "a.nc") as found:
+        for name, part in (("b", slice(0, 4)), ("a", slice(4, 9))):
+            store = tmp_path / f"d/{name}.zarr"
+            found.isel(time=part).to_zarr(store, zarr_format=version, consolidated=False)
+    assert [path.name for path in find_files([tmp_path / "d"])] == ["a.zarr", "b.zarr"]
+    np.testing.assert_array_equal(whole(open_grid([tmp_path / "d"])), whole(truth))
 
 
 def test_interleaved_and_unsorted_times_are_sorted(write: Write, tmp_path: Path) -> None:
@@ -176,6 +189,26 @@ def test_mask_over_time(write: Write, tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(masked), np.where(seen, plain, np.nan))
 
 
+def test_the_mask_is_no_field(write: Write, tmp_path: Path) -> None:
+    def add_mask(found: xr.Dataset) -> xr.Dataset:
+        return found.assign(seen=found.t2m.drop_attrs() > 280)
+
+    path = rewrite(write("a.nc", hours(4)), add_mask, tmp_path / "m.nc")
+    grid = open_grid([path], mask="seen")
+    assert (grid.variables, grid.units, grid.shape) == (("t2m",), ("K",), (1, 4, 6))
+    assert whole(grid).shape == (4, 1, 4, 6)
+
+
+def test_chunks_are_of_bounded_size(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = open_grid([write("a.nc", hours(10))])
+    monkeypatch.setattr(grid_module, "CHUNK_BYTES", 3 * 4 * 4 * 6)
+    chunks = dict(grid.chunks(1, 10))
+    assert [(first, len(frames)) for first, frames in chunks.items()] == [(1, 3), (4, 3), (7, 3)]
+    np.testing.assert_array_equal(np.concatenate(list(chunks.values())), grid.read(1, 10))
+    monkeypatch.setattr(grid_module, "CHUNK_BYTES", 1)
+    assert [len(frames) for _, frames in grid.chunks(0, 2)] == [1, 1]
+
+
 def test_cached_grid_reads_the_same(write: Write) -> None:
     path = write("a.nc", hours(10))
     lazy, cached = open_grid([path], ["t2m"]), open_grid([path], ["t2m"]).load()
@@ -247,6 +280,12 @@ def test_times_that_are_not_dates(write: Write, tmp_path: Path) -> None:
     path = rewrite(write("a.nc", hours(3)), number, tmp_path / "b.nc")
     with pytest.raises(DataError, match="are not dates"):
         open_grid([path], ["t2m"])
+
+
+def test_what_an_interrupted_writer_left_is_not_read(write: Write, tmp_path: Path) -> None:
+    path = write("d/a.nc", hours(3))
+    (tmp_path / "d/.b.x1y2.tmp.nc").write_bytes(b"half")
+    assert find_files([tmp_path / "d"]) == [path]
 
 
 def test_find_files_takes_each_file_once(write: Write, tmp_path: Path) -> None:
