@@ -52,8 +52,8 @@ DOMAIN = Domain(
             run=f"{_HERE}.forecast:predict",
             summary="forecast from the last frames of files, to NetCDF",
             examples=(
-                "crossband spatiotemporal predict era5/2019-03.nc "
-                "--weights runs/x/best.safetensors --out forecast.nc --plot forecast.gif",
+                "crossband spatiotemporal predict 2019-03.nc --weights best.safetensors "
+                "--out f.nc --plot f.gif",
             ),
             positional="inputs",
         ),

@@ -11,7 +11,7 @@ from typing import Any
 import crossband.shared.compat  # noqa: F401 - before lightning
 
 import torch
-from lightning import Trainer, seed_everything
+from lightning import LightningDataModule, Trainer, seed_everything
 from torch.utils.data import DataLoader, Dataset
 
 from crossband.shared.config import LoaderConfig, RunOptions, TrainerConfig
@@ -42,30 +42,52 @@ def select_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-class Data:
-    """Training and validation loaders whose order can be resumed."""
+class Data(LightningDataModule):
+    """Training and validation loaders whose order can be resumed.
+
+    Args:
+        train: Training items.
+        val: Validation items.
+        loader: Batch size (per device) and loader processes.
+        seed: Of the order.
+    """
 
     def __init__(self, train: Dataset, val: Dataset, loader: LoaderConfig, seed: int) -> None:
         """Keep the data sets and the settings."""
+        super().__init__()
         self.train, self.val, self.loader, self.seed = train, val, loader, seed
+        self.epoch = self.skip = 0
 
-    def loaders(
-        self, trainer: Trainer, epoch: int = 0, skip: int = 0
-    ) -> tuple[DataLoader, DataLoader]:
-        """Return both loaders for this rank, to start with batch `skip` of an epoch."""
-        place = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        order = EpochBatchSampler(len(self.train), self.loader.batch_size, seed=self.seed, **place)
+    def start_at(self, epoch: int, skip: int) -> None:
+        """Begin with batch `skip` of an epoch."""
+        self.epoch, self.skip = epoch, skip
+
+    def train_dataloader(self) -> DataLoader:
+        """Return shuffled batches."""
+        order = self._order(self.train, shuffle=True)
         # Lightning sets the epoch too, but loader processes may have begun before it does.
-        order.set_epoch(epoch)
-        order.skip = skip
-        fixed = EpochBatchSampler(
-            len(self.val), self.loader.batch_size, seed=self.seed, shuffle=False, **place
+        order.set_epoch(self.epoch)
+        order.skip = self.skip
+        return self._loader(self.train, order)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return batches in the order of the data."""
+        return self._loader(self.val, self._order(self.val, shuffle=False))
+
+    def _order(self, items: Dataset, *, shuffle: bool) -> EpochBatchSampler:
+        return EpochBatchSampler(
+            len(items),
+            self.loader.batch_size,
+            seed=self.seed,
+            shuffle=shuffle,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
         )
+
+    def _loader(self, items: Dataset, order: EpochBatchSampler) -> DataLoader:
         workers = self.loader.num_workers
-        settings = {"num_workers": workers, "persistent_workers": workers > 0}
-        return (
-            DataLoader(self.train, batch_sampler=order, **settings),
-            DataLoader(self.val, batch_sampler=fixed, **settings),
+        return DataLoader(
+            items, batch_sampler=order, num_workers=workers, persistent_workers=workers > 0
         )
 
 
@@ -135,10 +157,11 @@ def fit(
         default_root_dir=str(folder.path),
         callbacks=[ReseedEachStep(options.seed), book, saver],
     )
-    train, val = data.loaders(trainer, *(_position(folder) if resume else ()))
+    if resume:
+        data.start_at(*_position(folder))
     start = str(folder.last) if resume else None
     try:
-        trainer.fit(task, train, val, ckpt_path=start, weights_only=True)
+        trainer.fit(task, data, ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to a second Ctrl-C
         raise KeyboardInterrupt(
             f"Stopped at once; --resume {folder.path} goes on from the last saved state, if any."

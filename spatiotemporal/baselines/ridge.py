@@ -2,11 +2,13 @@
 
 Departures from the hour-of-day climatology are forecast from departures: those of the cell itself
 in all frames seen, the newest ones averaged over the cell's surroundings and over the whole grid,
-all variables together. One set of coefficients serves all cells, but it varies with the hour of
-the origin (as two harmonics of the day). A training window's own days are left out of its
-climatology while the training part is short, else the fit would learn that departures vanish.
-The form was chosen on validation data among: absolute values or departures, coefficients per
-cell or for all, with and without surroundings, hour, and leaving out.
+all variables together. One set of coefficients serves all cells; it may vary with the hour of the
+origin. A training window's own days are left out of its climatology while the training part is
+short, else the fit would learn that departures vanish.
+
+The last fifth of the training part chooses, per variable, the strength and whether the
+coefficients vary with the hour. Departures instead of absolute values, one set for all cells, the
+surroundings and the leaving out were chosen once, on the validation days of the ERA5 pack.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from crossband.spatiotemporal.data.windows import LEAVE_OUT_BELOW_DAYS, Part, wi
 
 # Penalty relative to the mean square of each feature.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-DEFAULT_STRENGTH = 1e-3  # where the training part is too short to choose
+# Terms of the hour that the coefficients depend on: none but the constant, one or two harmonics.
+HOUR_TERMS = (1, 3, 5)
+DEFAULT_FORM = (1e-2, 1)  # where the training part is too short to choose
 HOLDOUT = 0.2  # end of the training part, for choosing
 SURROUNDINGS = (5, 15)  # cells, edge of the square averaged over
 SURROUNDINGS_FRAMES = (0, 3)  # frames before the origin that are averaged
-HARMONICS = 2
 SAMPLES = 1_000_000  # cells times windows beyond which more change nothing but the time it takes
 FEWEST_WINDOWS = 200
 
@@ -39,8 +42,8 @@ class Ridge:
         """Start unfitted."""
         self.climatology: Climatology | None = None
         self.horizon = 0
-        self.strengths: tuple[float, ...] = ()  # chosen, per variable
-        self.coefficients = np.empty(0)  # (1 + 2 HARMONICS, features, T' C)
+        self.forms: tuple[tuple[float, int], ...] = ()  # strength and hour terms, per variable
+        self.coefficients = np.empty(0)  # (hour terms, features, T' C)
 
     def fit(self, grid: Grid, part: Part, history: int, horizon: int) -> None:
         """Accumulate the normal equations over the windows of the part, and solve them.
@@ -80,18 +83,16 @@ class Ridge:
                 f"from {part.first} to {part.last}: leave it out by --baselines persistence "
                 "climatology."
             )
-        variables = grid.shape[0]
-        chosen = np.full(variables, DEFAULT_STRENGTH)
+        variables, columns = grid.shape[0], np.arange(horizon * grid.shape[0])
+        forms = [(strength, terms) for terms in HOUR_TERMS for strength in STRENGTHS]
+        chosen = [DEFAULT_FORM] * variables
         if sums[0] is not None and sums[2] is not None and sums[0].count and sums[2].count:
-            errors = [sums[2].error(sums[0].solve(s), variables) for s in STRENGTHS]
-            chosen = np.asarray(STRENGTHS)[np.argmin(errors, axis=0)]
-        self.strengths = tuple(map(float, chosen))
-        solutions = {s: total.solve(s) for s in set(self.strengths)}
-        columns = np.arange(horizon * variables)
-        solution = np.stack(
-            [solutions[self.strengths[c % variables]][:, c] for c in columns], axis=1
-        )
-        self.coefficients = solution.reshape(1 + 2 * HARMONICS, -1, len(columns))
+            errors = [sums[2].error(sums[0].solve(*form), variables) for form in forms]
+            chosen = [forms[i] for i in np.argmin(errors, axis=0)]
+        self.forms = tuple(chosen)
+        solutions = {form: total.solve(*form) for form in set(chosen)}
+        solution = [solutions[chosen[c % variables]][:, c] for c in columns]
+        self.coefficients = np.stack(solution, axis=1).reshape(HOUR_TERMS[-1], -1, len(columns))
 
     def predict(self, frames: np.ndarray, origins: np.ndarray) -> np.ndarray:
         """Forecast (B, T', C, H, W) from (B, T, C, H, W)."""
@@ -139,13 +140,17 @@ class _Sums:
             self.count + other.count,
         )
 
-    def solve(self, strength: float) -> np.ndarray:
-        """Return coefficients (K F, L); the constant is free."""
-        scale = np.diag(self.gram).copy()
+    def solve(self, strength: float, terms: int) -> np.ndarray:
+        """Return coefficients (K F, L), zero beyond the first terms; the constant is free."""
+        size = len(self.gram) // HOUR_TERMS[-1] * terms
+        gram = self.gram[:size, :size]
+        scale = np.diag(gram).copy()
         scale[scale <= 0] = self.count  # a feature that is always zero
         penalty = strength * scale
         penalty[0] = 0.0
-        return np.linalg.solve(self.gram + np.diag(penalty), self.moment)
+        coefficients = np.zeros_like(self.moment)
+        coefficients[:size] = np.linalg.solve(gram + np.diag(penalty), self.moment[:size])
+        return coefficients
 
     def error(self, coefficients: np.ndarray, variables: int) -> np.ndarray:
         """Return the squared error of coefficients per variable, summed over leads."""
@@ -182,7 +187,7 @@ def _features(departures: np.ndarray) -> np.ndarray:
 def _hour(time: np.datetime64) -> np.ndarray:
     """Return 1 and the harmonics of the time of day."""
     angle = 2 * np.pi * ((time - time.astype("datetime64[D]")) / DAY)
-    terms = [f(k * angle) for k in range(1, HARMONICS + 1) for f in (np.sin, np.cos)]
+    terms = [f(k * angle) for k in range(1, HOUR_TERMS[-1] // 2 + 1) for f in (np.sin, np.cos)]
     return np.array([1.0, *terms])
 
 

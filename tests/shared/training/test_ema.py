@@ -16,7 +16,7 @@ def test_average_follows_the_formula_and_is_applied_for_a_block():
         expected = decay * expected + (1 - decay) * step
     with average.applied_to(model):
         assert torch.allclose(model.weight, torch.tensor([[expected]]))
-    assert float(model.weight) == 11.0
+    assert float(model.weight.detach()) == 11.0
 
 
 def test_state_goes_on_where_it_was():

@@ -59,11 +59,15 @@ class StopAt(Callback):
             os.kill(os.getpid(), self.how)
 
 
-def run(folder, monkeypatch, *, stop=None, resume=False, workers=0, **trainer):
+def run(
+    folder, monkeypatch, *, stop=None, resume=False, workers=0, dropout=0.3, batch=4, **trainer
+):
     torch.manual_seed(1)
-    network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.GELU(), nn.Linear(8, 1))
+    network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.GELU(), nn.Linear(8, 1))
     task = Regression(network, OptimizerConfig(lr=1e-2), ScheduleConfig(warmup_fraction=0.1))
-    data = loop.Data(Points(22), Points(7), LoaderConfig(batch_size=4, num_workers=workers), seed=5)
+    data = loop.Data(
+        Points(22), Points(7), LoaderConfig(batch_size=batch, num_workers=workers), seed=5
+    )
     settings = {"max_epochs": 3, "save_every_n_steps": 2, "ema_decay": 0.9, **trainer}
     with monkeypatch.context() as patch:
         if stop:
@@ -181,3 +185,12 @@ def test_selecting_the_last_keeps_the_newest_weights(tmp_path, monkeypatch):
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     kept = best(tmp_path)
     assert all(torch.equal(last[f"model.{key}"], value) for key, value in kept.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
+    options = {"dropout": 0.0, "max_epochs": 2, "ema_decay": 0.0, "limit_train_batches": 5}
+    run(tmp_path / "one", monkeypatch, **options)
+    run(tmp_path / "two", monkeypatch, batch=2, devices=2, strategy="ddp_fork", **options)
+    one, two = best(tmp_path / "one"), best(tmp_path / "two")
+    assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
