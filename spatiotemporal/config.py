@@ -23,15 +23,8 @@ class SourceConfig:
     root: list[str] = option(
         factory=list, help="NetCDF files, folders of them, or Zarr stores (repeatable)"
     )
-    variables: list[str] = option(
-        factory=list, help="variables to read, name or name@level; default: all on the grid"
-    )
     mask: str | None = option(
         None, "variable that is above zero where the field is observed", advanced=True
-    )
-    step: int = option(1, "take every step-th time", advanced=True)
-    fit: Literal["error", "crop", "pad"] = option(
-        "error", "what to do with a grid that the patch size does not divide"
     )
     cache_gb: float = option(
         2.0, "keep the fields in memory if they are smaller than this, in GB", advanced=True
@@ -40,8 +33,15 @@ class SourceConfig:
 
 @dataclass(kw_only=True)
 class DataConfig(SourceConfig):
-    """Windows, splits and normalisation."""
+    """Variables, windows and splits."""
 
+    variables: list[str] = option(
+        factory=list, help="variables to read, name or name@level; default: all on the grid"
+    )
+    step: int = option(1, "take every step-th time", advanced=True)
+    fit: Literal["error", "crop", "pad"] = option(
+        "error", "what to do with a grid that the patch size does not divide"
+    )
     history: int = option(12, "frames that the network sees")
     horizon: int = option(12, "frames that it forecasts")
     split: list[float] = option(
@@ -142,9 +142,6 @@ class PredictConfig(RunOptions):
     plot: str | None = option(None, "map animation (.gif) or map of all leads (.png)")
     error_plot: str | None = option(
         None, "error by lead (.png), where the inputs hold the truth after the origin"
-    )
-    fit: Literal["error", "crop", "pad", "as-trained"] = option(
-        "as-trained", "what to do with a grid that the patch size does not divide", advanced=True
     )
     batch_size: int = option(8, "windows per pass", advanced=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,8 @@ def evaluate_checkpoint(config: EvaluateConfig, grid: Grid | None = None) -> Eva
     forecaster = Forecaster.load(config.weights, device=config.device, precision=config.precision)
     scheme, protocol = forecaster.scheme, forecaster.config["protocol"]
     if grid is None:
-        source = config.data
-        source.step = protocol["step"]
-        source.mask = source.mask or protocol["mask"]
-        grid = open_source(source, scheme.variables)
+        source = replace(config.data, mask=config.data.mask or protocol["mask"])
+        grid = open_source(source, scheme.variables, protocol["step"])
     forecaster.check_grid(grid)
     horizon = config.horizon or scheme.horizon
     part = _part(grid, config, protocol)

@@ -151,8 +151,8 @@ class Forecaster:
             batch_size: Windows per pass.
 
         Returns:
-            A data set with dimensions time (of the origin), lead, rows and columns, and the
-            observed fields at the forecast times in `grid` of its encoding being left out.
+            Forecasts in physical units with dimensions time (of the origin), lead, rows and
+            columns, and the coordinate valid_time (time, lead).
 
         Raises:
             DataError: data that do not fit, or too few frames before an origin.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from crossband.spatiotemporal.data.windows import GridWindows, Part, split_times
 from crossband.spatiotemporal.forecast_network import ForecastNetwork, LinearSkip
 
 
-def open_source(source: SourceConfig, variables: list[str] | tuple[str, ...] = ()) -> Grid:
+def open_source(source: SourceConfig, variables: Sequence[str], step: int) -> Grid:
     """Open the data that options name; kept in memory where they are small enough."""
-    grid = open_grid(source.root, source.variables or variables, step=source.step, mask=source.mask)
+    grid = open_grid(source.root, variables, step=step, mask=source.mask)
     if grid.nbytes <= source.cache_gb * 1e9:
         grid.load()
     return grid

@@ -36,7 +36,7 @@ def train(config: TrainConfig) -> None:
         config = _stored_options(folder, config)
     else:
         folder = RunFolder.create(config.out, config.model.replace(":", "-"))
-    grid = open_source(config.data)
+    grid = open_source(config.data, config.data.variables, config.data.step)
     parts = split(grid, config.data)
     scheme = make_scheme(grid, parts["train"], config)
     arguments = model_arguments(scheme, config.arguments)
