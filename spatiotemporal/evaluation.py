@@ -64,7 +64,7 @@ class Evaluation:
             row: dict[str, Any] = {
                 "lead_h": float(hours),
                 NETWORK: float(own.value[at]),
-                "95 %": f"{own.low[at]:.3g}-{own.high[at]:.3g}",
+                "95 %": _range(own.low[at], own.high[at], "{:.3g}-{:.3g}"),
             }
             row |= {name: float(value[lead]) for name, value in values.items()}
             if values:
@@ -72,7 +72,7 @@ class Evaluation:
                 gap = gaps[best]
                 row["best rival"] = best
                 row["difference"] = float(gap.value[at])
-                row["difference 95 %"] = f"{gap.low[at]:+.3f} to {gap.high[at]:+.3f}"
+                row["difference 95 %"] = _range(gap.low[at], gap.high[at], "{:+.3f} to {:+.3f}")
                 row["verdict"] = _verdict(gap.low[at], gap.high[at])
             rows.append(row)
         return rows
@@ -122,6 +122,7 @@ def evaluate_checkpoint(config: EvaluateConfig, grid: Grid | None = None) -> Eva
     windows = scheme.windows(grid, part, horizon)
     train = _part_between(grid, protocol["parts"]["train"])
     block = config.block or max(1, int(DAY // scheme.spacing))
+    weights = block_resamples(len(windows), block, config.resamples, config.seed)
     rivals, left_out = {}, []
     for name in config.baselines:
         rival = create_baseline(name)
@@ -155,7 +156,7 @@ def evaluate_checkpoint(config: EvaluateConfig, grid: Grid | None = None) -> Eva
     order = np.argsort(np.concatenate(errors))
     evaluation = Evaluation(
         scores=scores,
-        weights=block_resamples(len(windows), block, config.resamples, config.seed),
+        weights=weights,
         lead_hours=np.arange(1, horizon + 1) * (scheme.spacing / np.timedelta64(1, "h")),
         variables=scheme.variables,
         units=scheme.units,
@@ -172,7 +173,7 @@ def evaluate_checkpoint(config: EvaluateConfig, grid: Grid | None = None) -> Eva
             "validated_on": protocol["parts"]["val"],
             "selection": protocol["selection"],
             "weighting": "cos(latitude)" if latitude is not None else "none (no latitudes)",
-            "bootstrap": {"block_windows": block, "resamples": config.resamples},
+            "bootstrap": {"block_windows": block, "resamples": len(weights)},
             "fit": protocol["fit"],
             "precision": config.precision,
             "baselines_left_out_without_training_data": left_out,
@@ -221,8 +222,14 @@ def protocol_line(protocol: dict[str, Any]) -> str:
         f"{protocol['last']}: {protocol['windows']} windows of {protocol['history']} + "
         f"{protocol['horizon']} frames; trained on {' to '.join(protocol['trained_on'])}, "
         f"validated on {' to '.join(protocol['validated_on'])} (weights kept: "
-        f"{protocol['selection']}); 95 % intervals by circular block bootstrap, "
-        f"blocks of {boot['block_windows']} windows, {boot['resamples']} resamples."
+        f"{protocol['selection']}); "
+    )
+    line += (
+        f"95 % intervals by circular block bootstrap, blocks of {boot['block_windows']} windows, "
+        f"{boot['resamples']} resamples."
+        if boot["resamples"]
+        else f"too few windows for intervals (less than three blocks of {boot['block_windows']}; "
+        "--block takes shorter ones)."
     )
     left_out = protocol["baselines_left_out_without_training_data"]
     if left_out:
@@ -318,7 +325,13 @@ def _example(
     )
 
 
+def _range(low: float, high: float, form: str) -> str:
+    return "-" if np.isnan(low) else form.format(low, high)
+
+
 def _verdict(low: float, high: float) -> str:
+    if np.isnan(low):
+        return "too few windows"
     if high < 0:
         return "better"
     return "worse" if low > 0 else "not distinguishable"

@@ -200,13 +200,19 @@ class ForecastScores:
         return scores
 
 
+FEWEST_BLOCKS = 3
+
+
 def block_resamples(windows: int, block: int, resamples: int, seed: int) -> np.ndarray:
     """Draw circular blocks of neighbouring windows until there are as many as before.
 
     Returns:
-        (resamples, windows): how often each window was drawn.
+        (resamples, windows): how often each window was drawn. With fewer windows than make
+        `FEWEST_BLOCKS` blocks there are none, (0, windows): every draw would be about the same,
+        and intervals would look certain where nothing is known.
     """
-    block = max(1, min(block, windows))
+    if windows < FEWEST_BLOCKS * block:
+        return np.zeros((0, windows))
     generator = np.random.default_rng(seed)
     blocks = -(-windows // block)
     starts = generator.integers(0, windows, (resamples, blocks))
@@ -227,13 +233,18 @@ class Interval:
 
 
 def interval(scores: ForecastScores, name: str, weights: np.ndarray) -> Interval:
-    """Return a score with the 2.5 and 97.5 percentiles over resamples."""
-    low, high = np.nanpercentile(scores.scores(weights)[name], (2.5, 97.5), axis=0)
-    return Interval(scores.scores()[name], low, high)
+    """Return a score with the 2.5 and 97.5 percentiles over resamples; NaN without any."""
+    return _interval(scores.scores()[name], scores.scores(weights)[name])
 
 
 def difference(a: ForecastScores, b: ForecastScores, name: str, weights: np.ndarray) -> Interval:
     """Return score(a) - score(b) with its interval, both on the same resampled windows."""
     drawn = a.scores(weights)[name] - b.scores(weights)[name]
+    return _interval(a.scores()[name] - b.scores()[name], drawn)
+
+
+def _interval(value: np.ndarray, drawn: np.ndarray) -> Interval:
+    if not len(drawn):
+        return Interval(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
     low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
-    return Interval(a.scores()[name] - b.scores()[name], low, high)
+    return Interval(value, low, high)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from crossband.shared.files import json_text
+
 
 def print_json(result: Any) -> None:
-    """Print one JSON object. NaN and infinity become null, which JSON does not have otherwise."""
-    print(json.dumps(_finite(result), indent=2, ensure_ascii=False, default=str))
+    """Print one JSON object; see `json_text`."""
+    print(json_text(result))
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -34,13 +35,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and value - value != 0:
-        return None
-    return value

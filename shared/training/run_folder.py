@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossband.shared.checkpoints import save_checkpoint
 from crossband.shared.errors import ConfigError
-from crossband.shared.files import atomic_path, write_text
+from crossband.shared.files import atomic_path, json_text, write_text
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -93,4 +92,4 @@ class RunFolder:
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write the results with their protocol."""
-        write_text(self.results, json.dumps(results, indent=2) + "\n")
+        write_text(self.results, json_text(results) + "\n")

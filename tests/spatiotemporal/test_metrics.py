@@ -100,13 +100,13 @@ def test_nothing_observed_is_nan_not_a_number(truth: np.ndarray) -> None:
 
 
 def test_resamples_are_circular_blocks() -> None:
-    weights = block_resamples(10, 4, 500, seed=1)
-    assert weights.shape == (500, 10)
-    np.testing.assert_array_equal(weights.sum(axis=1), 10)
+    weights = block_resamples(13, 4, 500, seed=1)
+    assert weights.shape == (500, 13)
+    np.testing.assert_array_equal(weights.sum(axis=1), 13)
     np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.2)  # ends count as the middle
-    np.testing.assert_array_equal(weights, block_resamples(10, 4, 500, seed=1))
-    assert (weights != block_resamples(10, 4, 500, seed=2)).any()
-    np.testing.assert_array_equal(block_resamples(5, 99, 3, seed=1), np.ones((3, 5)))
+    np.testing.assert_array_equal(weights, block_resamples(13, 4, 500, seed=1))
+    assert (weights != block_resamples(13, 4, 500, seed=2)).any()
+    assert block_resamples(5, 99, 3, seed=1).shape == (0, 5)  # no blocks to draw
 
 
 def errors_as_scores(errors: np.ndarray) -> ForecastScores:
@@ -177,3 +177,13 @@ def test_image_quality_clips_forecasts() -> None:
     clipped = openstl_image_quality(np.where(truth > 0.5, 1.0, truth), truth)
     assert wild == clipped
     assert openstl_image_quality(truth + 1e-9, truth)["ssim"] == pytest.approx(1)
+
+
+def test_with_fewer_than_three_blocks_there_is_no_interval():
+    scores = ForecastScores(1, ("t",), None, (2, 2))
+    scores.update(np.ones((20, 1, 1, 2, 2)), np.zeros((20, 1, 1, 2, 2)))
+    weights = block_resamples(20, 7, 100, seed=0)
+    assert weights.shape == (0, 20)
+    found = interval(scores, "rmse", weights)
+    assert found.value == 1 and np.isnan(found.low).all() and np.isnan(found.high).all()
+    assert np.isfinite(interval(scores, "rmse", block_resamples(20, 6, 100, seed=0)).low).all()
