@@ -29,7 +29,7 @@ def crossband(*words: object) -> int:
 @pytest.fixture(scope="module")
 def weather(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "weather"
-    make_synthetic(root, hours=240, height=8, width=12)
+    make_synthetic(root, hours=560, height=8, width=12)
     return root
 
 
