@@ -15,7 +15,7 @@ DEMO = Verb(
     config="crossband.apps.config:DemoConfig",
     run="crossband.apps.demo:run",
     summary="toy weather from training to forecast and HTML report, in a minute, no data needed",
-    examples=("crossband demo", "crossband demo --out /tmp/demo --minutes 3"),
+    examples=("crossband demo", "crossband demo --out my-demo/ --minutes 3"),
 )
 EXAMPLES = (
     "crossband demo",

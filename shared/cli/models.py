@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ def info(config: InfoConfig) -> None:
     if config.json:
         print_json(facts)
     else:
-        print(format_table(("item", "value"), [(key, _fact(v)) for key, v in facts.items()]))
+        print(format_table(("item", "value"), list(_rows(facts))))
 
 
 def convert(config: ConvertConfig) -> int:
@@ -257,11 +258,21 @@ def _shape(shape: Any) -> str:
     return "x".join(map(str, shape)) if shape else "any"
 
 
+def _rows(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield one row per fact; those of groups as `group.name`."""
+    for key, value in facts.items():
+        if isinstance(value, dict) and value and key != "arguments":
+            yield from _rows(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, _fact(value)
+
+
 def _fact(value: Any) -> Any:
     if isinstance(value, dict):
         return ", ".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        shown = value if len(value) <= 6 else [*value[:2], "...", value[-1], f"({len(value)})"]
+        return " ".join(map(str, shown))
     return f"{value:,}" if type(value) is int else value
 
 

@@ -305,6 +305,21 @@ class PredFormer(nn.Module):
             persistent=False,  # the authors' state dict does not hold it either
         )
 
+    def layer_index(self, name: str) -> int:
+        """Return the depth of a parameter, for layer-wise rates: 0 embeds, the last reads out."""
+        parts = name.split(".")
+        if parts[0] == "to_patch_embedding":
+            return 0
+        if self.variant in INTERLEAVED:
+            return len(self.blocks) + 1 if parts[0] == "mlp_head" else int(parts[1]) + 1
+        stacks = [self.get_submodule(stack) for stack, _ in FACTORISED[self.variant]]
+        if parts[0] == "mlp_head":
+            return sum(len(stack.layers) for stack in stacks) + 1
+        names = [stack for stack, _ in FACTORISED[self.variant]]
+        before = sum(len(stack.layers) for stack in stacks[: names.index(parts[0])])
+        own = stacks[names.index(parts[0])]
+        return before + (int(parts[2]) + 1 if parts[1] == "layers" else len(own.layers))
+
     def embed(self, x: Tensor) -> Tensor:
         """Map frames (B, T, C, H, W) to tokens with their positions (B, T, N, D)."""
         return self.to_patch_embedding(x) + self.pos_embedding

@@ -256,3 +256,19 @@ class TestErrors:
     def test_layer_skip_without_blocks(self) -> None:
         with pytest.raises(ConfigError, match="'full' has no blocks"):
             small("full", layer_skip=True)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layers_are_numbered_from_the_embedding_to_the_head(variant):
+    model = PredFormer(
+        variant=variant, history=2, in_channels=1, height=8, width=8, dim=8, heads=2, dim_head=4,
+        depth=3,
+    )  # fmt: skip
+    indices = {name: model.layer_index(name) for name, _ in model.named_parameters()}
+    last = {"full": 3, "fac_st": 6, "fac_ts": 6}.get(variant, 3) + 1
+    assert set(indices.values()) == set(range(last + 1))
+    assert indices["to_patch_embedding.1.weight"] == 0
+    assert indices["mlp_head.1.bias"] == last
+    order = [i for name, i in indices.items() if name.startswith(("blocks", "space", "temporal"))]
+    if variant not in ("fac_st", "fac_ts"):
+        assert order == sorted(order)
