@@ -21,7 +21,7 @@ from crossband.shared.files import atomic_path, write_text
 from crossband.shared.training.loop import select_device
 from crossband.spatiotemporal.config import PredictConfig
 from crossband.spatiotemporal.data.grid import Grid, find_files, open_grid
-from crossband.spatiotemporal.forecast_network import ForecastNetwork
+from crossband.spatiotemporal.forecast_network import ForecastNetwork, frames_ahead
 from crossband.spatiotemporal.scheme import Scheme, load_network
 
 AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -185,7 +185,7 @@ class Forecaster:
         scaled[~scheme.fit.apply(np.isfinite(frames))] = 0.0
         background = None
         if scheme.climatology is not None:
-            ahead = -(-horizon // history) * history
+            ahead = frames_ahead(history, scheme.leads, horizon)
             steps = np.arange(-history + 1, ahead + 1) * scheme.spacing
             fields = np.stack([scheme.climatology.at(grid.times[end] + steps) for end in ends])
             background = torch.from_numpy(scheme.normalisation.apply(scheme.fit.apply(fields)))

@@ -84,8 +84,9 @@ class ForecastNetwork(nn.Module):
     Args:
         network: Maps (B, T, C_in, H, W) to (B, T, C, H, W); C_in is 3 C with a background.
         history: T, the frames it sees and emits.
-        horizon: Frames to forecast; beyond T by feeding forecasts back, T frames at a time, as
-            OpenSTL does.
+        horizon: Frames to forecast.
+        leads: Frames of a pass that are used, at most T: those that training compared. A longer
+            horizon feeds forecasts back, so many at a time; with all T this is OpenSTL's way.
         climatology: Background fields per phase of the day, (P, C, H, W) in physical units on
             the data's own grid. The network then sees departures from the background instead of
             the frames, and as 2 C further channels the background at the input frames and at
@@ -100,6 +101,7 @@ class ForecastNetwork(nn.Module):
         history: int,
         horizon: int,
         *,
+        leads: int | None = None,
         climatology: Tensor | None = None,
         skip: LinearSkip | None = None,
     ) -> None:
@@ -108,6 +110,7 @@ class ForecastNetwork(nn.Module):
         self.network = network
         self.history = history
         self.horizon = horizon
+        self.leads = leads or min(history, horizon)
         self.skip = skip
         self.register_buffer("climatology", climatology)
         if skip is not None:
@@ -117,14 +120,9 @@ class ForecastNetwork(nn.Module):
                 nn.init.zeros_(head.bias)
 
     @property
-    def passes(self) -> int:
-        """Passes of the network that the horizon takes."""
-        return -(-self.horizon // self.history)
-
-    @property
     def frames_ahead(self) -> int:
-        """Future frames of background that a call takes: T per pass."""
-        return self.passes * self.history
+        """Future frames of background that a call takes."""
+        return frames_ahead(self.history, self.leads, self.horizon)
 
     @property
     def error_scale(self) -> Tensor | None:
@@ -151,20 +149,26 @@ class ForecastNetwork(nn.Module):
         """
         if self.climatology is not None and background is None:
             raise ConfigError("This network needs the climatology of the times as background.")
-        length = self.history
+        length, leads = self.history, self.leads
         forecasts = []
-        for start in range(0, self.frames_ahead, length):
+        for start in range(0, self.horizon, leads):
             inputs, departures = frames, frames
             if background is not None:
                 now = background[:, start : start + length]
                 ahead = background[:, start + length : start + 2 * length]
                 departures = frames - now
                 inputs = torch.cat([departures, now, ahead], dim=2)
-            forecast = self.network(inputs)[:, : self.horizon]
+            forecast = self.network(inputs)[:, :leads]
             if self.skip is not None:
                 forecast = forecast * self.skip.error[..., None, None] + self.skip(departures)
                 if background is not None:
-                    forecast = forecast + ahead[:, : self.horizon]
+                    forecast = forecast + ahead[:, :leads]
             forecasts.append(forecast)
-            frames = forecast
+            frames = torch.cat([frames, forecast], dim=1)[:, -length:]
         return torch.cat(forecasts, dim=1)[:, : self.horizon]
+
+
+def frames_ahead(history: int, leads: int, horizon: int) -> int:
+    """Return how many future frames of background the passes for a horizon take together."""
+    passes = -(-horizon // leads)
+    return (passes - 1) * leads + history

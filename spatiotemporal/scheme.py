@@ -19,7 +19,7 @@ from crossband.spatiotemporal.data.fitting import Fit, fit_grid
 from crossband.spatiotemporal.data.grid import Grid, open_grid
 from crossband.spatiotemporal.data.normalisation import Climatology, Normalisation
 from crossband.spatiotemporal.data.windows import GridWindows, Part, split_times
-from crossband.spatiotemporal.forecast_network import ForecastNetwork, LinearSkip
+from crossband.spatiotemporal.forecast_network import ForecastNetwork, LinearSkip, frames_ahead
 
 
 def open_source(source: SourceConfig, variables: Sequence[str], step: int) -> Grid:
@@ -40,6 +40,7 @@ class Scheme:
         spacing: Distance of frames.
         history: Frames seen.
         horizon: Frames forecast.
+        leads: Frames of one pass of the network that training compared.
         fit: Crop or padding of the grid.
         normalisation: Scaling.
         climatology: Background, or None.
@@ -50,13 +51,13 @@ class Scheme:
     spacing: np.timedelta64
     history: int
     horizon: int
+    leads: int
     fit: Fit
     normalisation: Normalisation
     climatology: Climatology | None
 
     def windows(self, grid: Grid, part: Part, horizon: int, *, training: bool = False):
         """Return the windows of a part, with background enough for `horizon` frames."""
-        passes = -(-horizon // self.history)
         return GridWindows(
             grid,
             part,
@@ -66,7 +67,7 @@ class Scheme:
             self.fit,
             self.climatology,
             training=training,
-            background_frames=passes * self.history,
+            background_frames=frames_ahead(self.history, self.leads, horizon),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class Scheme:
             "spacing_seconds": self.spacing / np.timedelta64(1, "s"),
             "history": self.history,
             "horizon": self.horizon,
+            "leads": self.leads,
             "grid": list(self.fit.source),
             "fitted_grid": list(self.fit.target),
             "normalisation": self.normalisation.to_dict(),
@@ -92,6 +94,7 @@ class Scheme:
             spacing,
             values["history"],
             values["horizon"],
+            values["leads"],
             Fit(tuple(values["grid"]), tuple(values["fitted_grid"])),
             Normalisation.from_dict(values["normalisation"]),
             None if climatology is None else Climatology.from_fields(climatology, spacing),
@@ -117,6 +120,7 @@ def make_scheme(grid: Grid, train: Part, config: TrainConfig) -> Scheme:
         grid.spacing,
         data.history,
         data.horizon,
+        min(data.history, data.horizon),
         fit,
         Normalisation.fit(grid, train.start, train.stop),
         Climatology.fit(grid, train.start, train.stop) if config.background else None,
@@ -149,13 +153,13 @@ def build_network(
     """Build the network with what it needs around it; the skip is not fitted yet."""
     skip = None
     if linear_skip:
-        leads = min(scheme.history, scheme.horizon)
-        skip = LinearSkip(scheme.history, leads, len(scheme.variables))
+        skip = LinearSkip(scheme.history, scheme.leads, len(scheme.variables))
     climatology = scheme.climatology
     return ForecastNetwork(
         create_model(name, **arguments),
         scheme.history,
         scheme.horizon,
+        leads=scheme.leads,
         climatology=None if climatology is None else torch.from_numpy(climatology.fields()),
         skip=skip,
     )

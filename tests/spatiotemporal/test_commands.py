@@ -160,6 +160,18 @@ def test_several_variables_a_gap_and_padding(tmp_path, weather):
     assert cropped.sizes["lat"] == 8
 
 
+def test_a_horizon_shorter_than_the_history_rolls_out_too(weather, month, tmp_path):
+    words = [*TINY, "--data.history", 6, "--data.horizon", 2, "--trainer.max_epochs", 1]
+    words += ["--linear_skip", "--background", "--out", tmp_path / "r"]
+    assert crossband("train", "--data.root", weather, *words) == 0
+    weights = tmp_path / "r/best.safetensors"
+    expected = load(weights, device="cpu").predict(month, horizon=9).t2m
+    assert expected.shape == (1, 9, 8, 12) and np.isfinite(expected.values).all()
+    out = tmp_path / "x.onnx"
+    assert crossband("export", "--weights", weights, "--horizon", 9, "--out", out) == 0
+    assert np.allclose(load(out).predict(month).t2m, expected, atol=2e-3)
+
+
 def test_dry_run_writes_nothing(weather, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert crossband("train", "--data.root", weather, *TINY, *SHORT, "--dry-run") == 0

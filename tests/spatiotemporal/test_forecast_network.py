@@ -10,7 +10,7 @@ class Shift(nn.Module):
     """Continues a ramp: each output frame is the input frame of the same place plus T."""
 
     def forward(self, x):
-        return x + x.shape[1]
+        return x[:, :, :1] + x.shape[1]
 
 
 def ramp(length):
@@ -84,3 +84,10 @@ def test_the_background_is_taken_off_and_shown_for_past_and_future():
     assert torch.equal(spy.seen[:, :, 2:], background[:, 3:])
     with pytest.raises(ConfigError, match="climatology"):
         network(frames)
+
+
+@pytest.mark.parametrize("horizon", [2, 3, 7])
+def test_only_the_frames_that_were_trained_are_fed_back(horizon):
+    network = ForecastNetwork(Shift(), 4, horizon, leads=2, climatology=torch.zeros(1, 1, 1, 1))
+    background = torch.zeros(1, 4 + network.frames_ahead, 1, 1, 1)
+    assert network(ramp(4), background).flatten().tolist() == list(range(4, 4 + horizon))
