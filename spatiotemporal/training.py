@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from crossband.shared.checkpoints import load_state
 from crossband.shared.cli.parser import dump_config, parse
 from crossband.shared.environment import machine
 from crossband.shared.errors import ConfigError
-from crossband.shared.registry import create_model
+from crossband.shared.registry import get_entry, read_weights
 from crossband.shared.tasks.forecasting import ForecastingTask
 from crossband.shared.training.loop import Data, fit
 from crossband.shared.training.run_folder import RunFolder
@@ -48,8 +49,11 @@ def train(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     network = build_network(config.model, arguments, scheme, linear_skip=config.linear_skip)
     if config.weights:
-        pretrained = create_model(config.model, config.weights, **arguments)
-        network.network.load_state_dict(pretrained.state_dict())
+        state = read_weights(config.weights, get_entry(config.model).official)
+        inner = {
+            k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")
+        }
+        load_state(network.network, inner or state, config.weights)  # of a run, or bare
     task = ForecastingTask(
         network,
         config.optimizer,

@@ -172,6 +172,19 @@ def test_a_horizon_shorter_than_the_history_rolls_out_too(weather, month, tmp_pa
     assert np.allclose(load(out).predict(month).t2m, expected, atol=2e-3)
 
 
+def test_training_can_start_from_a_run(trained, weather, tmp_path, capsys):
+    start = trained / "best.safetensors"
+    words = [*TINY, *SHORT, "--background", "--linear_skip", "--optimizer.lr", 1e-30]
+    words += ["--schedule.name", "constant", "--weights", start, "--trainer.max_epochs", 1]
+    assert crossband("train", "--data.root", weather, *words, "--out", tmp_path / "r") == 0
+    before, after = load_file(start), load_file(tmp_path / "r/best.safetensors")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    other = ["--arguments", "dim=24", "heads=2", "dim_head=8", "depth=1", "mlp_ratio=2"]
+    words[: len(TINY)] = other
+    assert crossband("train", "--data.root", weather, *words, "--out", tmp_path / "s") == 2
+    assert "does not fit PredFormer" in capsys.readouterr().err
+
+
 def test_dry_run_writes_nothing(weather, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert crossband("train", "--data.root", weather, *TINY, *SHORT, "--dry-run") == 0
