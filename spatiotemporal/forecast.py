@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,16 +14,15 @@ import xarray as xr
 from torch import Tensor
 
 from crossband import __version__
-from crossband.shared.errors import EXIT_PARTIAL, ConfigError, CrossbandError, DataError
+from crossband.shared.devices import AUTOCAST, select_device
+from crossband.shared.errors import ConfigError, DataError
 from crossband.shared.export import is_exported, load_exported
-from crossband.shared.files import atomic_path, write_text
-from crossband.shared.training.loop import select_device
+from crossband.shared.files import atomic_path
+from crossband.shared.prediction import predict_each
 from crossband.spatiotemporal.config import PredictConfig
 from crossband.spatiotemporal.data.grid import Grid, find_files, open_grid
 from crossband.spatiotemporal.forecast_network import ForecastNetwork, frames_ahead
 from crossband.spatiotemporal.scheme import Scheme, load_network
-
-AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 @dataclass
@@ -264,36 +262,25 @@ def predict(config: PredictConfig) -> int | None:
         )
     if not single and len(jobs) > 1 and (config.plot or config.error_plot):
         raise ConfigError("--plot and --error-plot take one input: name one file, or --combine.")
-    index, failed = [], 0
-    for job in jobs:
+
+    def forecast(job: list[str]) -> dict[str, Any]:
         target = out if single else out / f"{Path(job[0]).stem}.nc"
-        try:
-            dataset = forecaster.predict(
-                job,
-                origins=config.origins,
-                horizon=config.horizon,
-                batch_size=config.batch_size,
-            )
-            write_netcdf(dataset, target)
-        except DataError as error:
-            if len(jobs) == 1:
-                raise
-            failed += 1
-            index.append({"input": job[0], "error": str(error)})
-            print(f"left out {job[0]}: {error}", flush=True)
-            continue
-        index.append(_entry(job, target, dataset))
-        if not config.quiet and not config.json:
-            print(_sentence(index[-1]), flush=True)
+        dataset = forecaster.predict(
+            job, origins=config.origins, horizon=config.horizon, batch_size=config.batch_size
+        )
+        write_netcdf(dataset, target)
         _pictures(config, forecaster, job, dataset)
-    if config.json:
-        print(json.dumps({"forecasts": index}, indent=2))
-    if not single:
-        lines = "".join(json.dumps(entry) + "\n" for entry in index)
-        write_text(out / "predictions.jsonl", lines)
-    if failed == len(jobs):
-        raise CrossbandError(f"None of the {len(jobs)} inputs could be forecast; see above.")
-    return EXIT_PARTIAL if failed else None
+        return _entry(job, target, dataset)
+
+    return predict_each(
+        jobs,
+        forecast,
+        name=lambda job: job[0],
+        describe=_sentence,
+        options=config,
+        folder=None if single else out,
+        key="forecasts",
+    )
 
 
 def _pictures(

@@ -214,7 +214,7 @@ def bench(config: BenchConfig) -> None:
     import torch
 
     from crossband.shared.benchmark import Case, measure
-    from crossband.shared.training.loop import select_device
+    from crossband.shared.devices import select_device
 
     names = [name for pattern in config.names for name in _matching(pattern)]
     if config.threads:

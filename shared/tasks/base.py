@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import crossband.shared.compat  # noqa: F401 - before lightning
@@ -23,6 +24,8 @@ class Task(LightningModule):
         optimizer: Optimiser and parameter groups.
         schedule: Learning-rate schedule.
         compile: Run the network through `torch.compile`.
+        augment: Changes a training batch; draws from the global generators, which are seeded for
+            each step.
     """
 
     def __init__(
@@ -32,10 +35,12 @@ class Task(LightningModule):
         schedule: ScheduleConfig,
         *,
         compile: bool = False,  # noqa: A002 - the option's name
+        augment: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     ) -> None:
         """Keep the parts."""
         super().__init__()
         self.model = model
+        self.augment = augment
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         # Held in a tuple so that the compiled wrapper is not registered as a second module.
@@ -55,7 +60,7 @@ class Task(LightningModule):
         Raises:
             CrossbandError: NaN or infinite loss.
         """
-        loss = self.loss(batch)
+        loss = self.loss(self.augment(batch) if self.augment else batch)
         if not torch.isfinite(loss):
             raise CrossbandError(
                 f"The training loss became {float(loss)} at epoch {self.current_epoch + 1}, step "

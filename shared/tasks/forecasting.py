@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -32,28 +29,9 @@ class ForecastingTask(Task):
     the network takes as further inputs under the names in `inputs`. A network may have an
     `error_scale` (T', C, 1, 1): errors are then counted in its units, so that long lead times do
     not drown short ones.
-
-    Args:
-        settings: See `Task`.
-        augment: Changes a training batch; draws from the global generators, which are seeded for
-            each step.
     """
 
     inputs: tuple[str, ...] = ("image", "background")
-
-    def __init__(
-        self,
-        *settings: Any,
-        augment: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
-        **options: Any,
-    ) -> None:
-        """Keep the parts."""
-        super().__init__(*settings, **options)
-        self.augment = augment
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Augment, then as every task."""
-        return super().training_step(self.augment(batch) if self.augment else batch, batch_idx)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the masked mean squared error over all lead times."""

@@ -101,7 +101,7 @@ class ResumableCheckpoint(Callback):
         if self._signal is not None:
             raise TrainingInterrupted(
                 f"Stopped at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
-                f"nothing is lost: the same command with --resume {self.folder.path} goes on."
+                f"nothing is lost: the same command with --resume {self.folder.run.path} goes on."
             )
 
 

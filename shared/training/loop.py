@@ -15,6 +15,7 @@ from lightning import LightningDataModule, Trainer, seed_everything
 from torch.utils.data import DataLoader, Dataset
 
 from crossband.shared.config import LoaderConfig, RunOptions, TrainerConfig
+from crossband.shared.devices import select_device
 from crossband.shared.errors import CheckpointError, ConfigError
 from crossband.shared.tasks.base import Task
 from crossband.shared.training.callbacks import ReseedEachStep, ResumableCheckpoint, RunBook
@@ -22,24 +23,6 @@ from crossband.shared.training.run_folder import RunFolder
 from crossband.shared.training.sampler import EpochBatchSampler
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-
-
-def select_device(name: str) -> torch.device:
-    """Return the device that `--device` names; `auto` takes the best there is.
-
-    Raises:
-        ConfigError: the device is not there.
-    """
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name]:
-        raise ConfigError(f"--device {name} is not available here: use --device cpu or auto.")
-    return torch.device(name)
 
 
 class Data(LightningDataModule):
@@ -164,7 +147,7 @@ def fit(
         trainer.fit(task, data, ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to a second Ctrl-C
         raise KeyboardInterrupt(
-            f"Stopped at once; --resume {folder.path} goes on from the last saved state, if any."
+            f"Stopped at once; --resume {folder.run.path} goes on from the last saved state."
         ) from stop
     return book
 

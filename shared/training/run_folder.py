@@ -24,9 +24,10 @@ class RunFolder:
     their protocol), `last.ckpt` (to resume), `best.safetensors` (to use), `report.html`.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Name the folder; nothing is made before the first write."""
+    def __init__(self, path: str | Path, run: RunFolder | None = None) -> None:
+        """Name the folder, perhaps as a part of a run; nothing is made before the first write."""
         self.path = Path(path)
+        self.run = run or self  # what --resume takes
         self.config = self.path / "config.yaml"
         self.history = self.path / "metrics.csv"
         self.results = self.path / "metrics.json"
@@ -65,6 +66,10 @@ class RunFolder:
                     "on with; start a new run without --resume."
                 )
         return folder
+
+    def stage(self, name: str) -> RunFolder:
+        """Return the folder of one stage of this run."""
+        return RunFolder(self.path / name, run=self)
 
     def save_config_text(self, text: str) -> None:
         """Write all options of the run as YAML."""

@@ -4,10 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from crossband.shared.errors import ConfigError
+
+
+class EpochIndex(int):
+    """An index that knows the epoch it is asked for in; to other data sets a plain number."""
+
+    epoch: int
+
+    def __new__(cls, index: int, epoch: int) -> EpochIndex:
+        """Join the two."""
+        self = super().__new__(cls, index)
+        self.epoch = epoch
+        return self
+
+    def __getnewargs__(self) -> tuple[int, int]:
+        """Return what loader processes rebuild it from."""
+        return int(self), self.epoch
+
+
+def item_random(seed: int, index: int) -> np.random.Generator:
+    """Return the generator for an item's random crop or flip, keyed by (seed, epoch, index).
+
+    The draws are then the same in any loader process and after a resume.
+    """
+    return np.random.default_rng((seed, getattr(index, "epoch", 0), int(index)))
 
 
 class EpochBatchSampler(Sampler[list[int]]):
@@ -58,7 +83,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         return -(-self._per_rank() // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield lists of indices."""
+        """Yield lists of `EpochIndex`."""
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.length, generator=generator).tolist()
@@ -69,4 +94,5 @@ class EpochBatchSampler(Sampler[list[int]]):
         mine = order[self.rank :: self.world_size]
         start, self.skip = self.skip, 0
         for batch in range(start, len(self)):
-            yield mine[batch * self.batch_size : (batch + 1) * self.batch_size]
+            part = mine[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [EpochIndex(index, self.epoch) for index in part]

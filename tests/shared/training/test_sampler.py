@@ -1,9 +1,11 @@
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crossband.shared.errors import ConfigError
-from crossband.shared.training.sampler import EpochBatchSampler
+from crossband.shared.training.sampler import EpochBatchSampler, EpochIndex, item_random
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(0, 5))
@@ -60,3 +62,13 @@ def test_without_shuffling_the_order_is_kept():
 def test_an_empty_batch_is_refused():
     with pytest.raises(ConfigError, match="batch_size 0"):
         EpochBatchSampler(5, 0, seed=0)
+
+
+def test_indices_know_their_epoch_and_survive_loader_processes():
+    order = EpochBatchSampler(4, 2, seed=0)
+    order.set_epoch(3)
+    index = next(iter(order))[0]
+    copy = pickle.loads(pickle.dumps(index))
+    assert (copy, copy.epoch) == (index, 3)
+    draws = [item_random(7, i).random() for i in (index, copy, EpochIndex(index, 4), int(index))]
+    assert draws[0] == draws[1] and len(set(draws)) == 3

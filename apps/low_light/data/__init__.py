@@ -1,0 +1,1 @@
+"""Photographs, pairs of photographs, and a camera that makes one from the other."""
