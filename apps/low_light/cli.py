@@ -34,8 +34,8 @@ DOMAIN = Domain(
             run=f"{_HERE}.training:train",
             summary="train troublemaker, predictor and enhancer, and write a report",
             examples=(
-                "crossband low-light train --model ugdc --stage all --recipe lol "
-                "--data.paired lol/our485 --data.root photos/",
+                "crossband low-light train --recipe lol --data.paired lol/our485 "
+                "--data.root photos/",
                 "crossband low-light train --recipe photos --data.root photos/ --out runs/night",
             ),
             recipes=_HERE,
@@ -45,10 +45,8 @@ DOMAIN = Domain(
             run=f"{_HERE}.evaluation:evaluate",
             summary="score on pairs (PSNR, SSIM, LPIPS) or dark photographs alone (NIQE)",
             examples=(
-                "crossband low-light evaluate --weights tml.safetensors --data.root lol/eval15 "
-                "--metrics psnr ssim niqe",
-                "crossband low-light evaluate --model zero_dce --weights zero_dce.safetensors "
-                "--data.root lol/eval15",
+                "crossband low-light evaluate --weights tml.safetensors --data.root lol/eval15",
+                "crossband low-light evaluate --model clahe --data.root night/ --rivals gamma",
             ),
         ),
         "predict": Verb(

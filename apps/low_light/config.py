@@ -72,7 +72,9 @@ class CheckConfig(OutputOptions):
 class TrainConfig(RunOptions):
     """Options of `train`."""
 
-    model: Literal["ugdc"] = option("ugdc", "network of all stages")
+    model: Literal["ugdc"] = option(
+        "ugdc", "network of all stages", advanced=True
+    )
     stage: Literal["all", "troublemaker", "predictor", "enhancer"] = option(
         "all", "what to train; later stages need the earlier ones' weights"
     )
@@ -80,7 +82,7 @@ class TrainConfig(RunOptions):
         factory=lambda: [400, 640], help="height and width to train at, multiples of 80"
     )
     stem: int = option(64, "channels of the predicting network at full resolution")
-    enhancer_stem: int = option(32, "channels of the enhancing network")
+    enhancer_stem: int = option(32, "channels of the enhancing network", advanced=True)
     troublemaker_stem: int = option(64, "channels of the troublemaker", advanced=True)
     drop_path: float = option(0.2, "probability of leaving out a GDC block", advanced=True)
     resize_patch_grid: bool = option(
@@ -93,7 +95,8 @@ class TrainConfig(RunOptions):
     troublemaker: str | None = option(None, "weights of stage 1", advanced=True)
     predictor: str | None = option(None, "weights of stage 2", advanced=True)
     stages: dict[str, dict[str, Any]] = option(
-        factory=dict, help="settings of trainer per stage, as {predictor: {max_epochs: 50}}"
+        factory=dict, help="settings of trainer per stage, as {predictor: {max_epochs: 50}}",
+        advanced=True,
     )
     data: DataConfig = option(factory=DataConfig)
     loader: LoaderConfig = option(factory=LoaderConfig)
@@ -117,7 +120,9 @@ class SizeConfig:
     tile: list[int] = option(
         factory=list, help="height and width of tiles; default: the network's", advanced=True
     )
-    overlap: int = option(80, "pixels by which tiles overlap", advanced=True)
+    overlap: int | None = option(
+        None, "pixels by which tiles overlap; default: 80, less for small tiles", advanced=True
+    )
     global_tone: bool = option(
         True, "tiles take their brightness from one pass over the whole image", advanced=True
     )

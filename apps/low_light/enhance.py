@@ -27,6 +27,7 @@ from crossband.shared.prediction import predict_each
 WHOLE_PIXELS = 1_500_000  # larger images are tiled, to bound the memory
 BASE_PIXELS = 300_000  # of the pass over the whole image that gives tiles their brightness
 TILE = 640  # side of tiles for networks of any size
+OVERLAP = 80  # of tiles from 320 pixels on
 STRIP_PIXELS = 1_000_000
 COMPARE = "compare"
 
@@ -141,7 +142,8 @@ class Enhancer:
         tile = self._tile(size)
         one = height <= tile[0] and width <= tile[1]
         base = self._base(pixels) if size.global_tone and not one else None
-        return run_tiled(image, self.run, tile, size.overlap, white=white, base=base)
+        overlap = min(OVERLAP, min(tile) // 4) if size.overlap is None else size.overlap
+        return run_tiled(image, self.run, tile, overlap, white=white, base=base)
 
     def _fit(self, size: SizeConfig, pixels: int) -> str:
         if size.fit == "whole" and self.native is not None and not self.multiple:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def make_synthetic(
     Raises:
         DataError: no photograph that can be read.
     """
-    camera = camera or get_camera("training")
+    camera = replace(camera or get_camera("training"), untouched=0.0)
     found = [path for path, _ in find_photos(photos)[0]] if photos else embedded_photos()
     store = PhotoStore(0.5, longest)
     paths, _ = readable(found, store)
