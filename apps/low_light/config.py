@@ -72,9 +72,7 @@ class CheckConfig(OutputOptions):
 class TrainConfig(RunOptions):
     """Options of `train`."""
 
-    model: Literal["ugdc"] = option(
-        "ugdc", "network of all stages", advanced=True
-    )
+    model: Literal["ugdc"] = option("ugdc", "network of all stages", advanced=True)
     stage: Literal["all", "troublemaker", "predictor", "enhancer"] = option(
         "all", "what to train; later stages need the earlier ones' weights"
     )
@@ -95,7 +93,8 @@ class TrainConfig(RunOptions):
     troublemaker: str | None = option(None, "weights of stage 1", advanced=True)
     predictor: str | None = option(None, "weights of stage 2", advanced=True)
     stages: dict[str, dict[str, Any]] = option(
-        factory=dict, help="settings of trainer per stage, as {predictor: {max_epochs: 50}}",
+        factory=dict,
+        help="settings of trainer per stage, as {predictor: {max_epochs: 50}}",
         advanced=True,
     )
     data: DataConfig = option(factory=DataConfig)

@@ -222,8 +222,12 @@ def load_tml(path: str | Path) -> tuple[TML, dict[str, Any]]:
             f"{path} holds the model {name!r}, not one that brightens photographs: give a "
             "checkpoint of `crossband low-light train` or `pack`."
         )
-    if checkpoint.config.get("stage") == "troublemaker":
-        raise CheckpointError(f"{path} is a troublemaker, which darkens: give the later stages'.")
+    does = {"troublemaker": "darkens", "enhancer": "only finds what to subtract"}
+    if (stage := checkpoint.config.get("stage")) in does:
+        raise CheckpointError(
+            f"{path} is the {stage} alone, which {does[stage]}: give best.safetensors of the whole "
+            "run of `crossband low-light train`."
+        )
     return pair.eval(), checkpoint.config
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from crossband.apps.low_light.config import DataConfig, TrainConfig
 from crossband.apps.low_light.data.dimming import dim, get_camera
-from crossband.apps.low_light.data.pairs import Pair, Pairs, find_pairs
+from crossband.apps.low_light.data.pairs import Pair, Pairs, find_pairs, readable_pairs
 from crossband.apps.low_light.data.photos import (
     Photos,
     PhotoStore,
@@ -66,19 +66,6 @@ class Material:
     pairs: dict[str, list[Pair]]
     store: PhotoStore
     notes: list[str]
-
-
-class Subtract(nn.Module):
-    """The enhancing network as it is trained: the coarse image less what EM finds in it."""
-
-    def __init__(self, em: UGDC) -> None:
-        """Keep EM."""
-        super().__init__()
-        self.em = em
-
-    def forward(self, coarse: Tensor) -> Tensor:
-        """Map a normalised coarse image (B, 3, H, W) to the result."""
-        return coarse - self.em(coarse)
 
 
 class Prepare:
@@ -213,6 +200,9 @@ def gather(data: DataConfig, seed: int, *, need_pairs: bool) -> Material:
             )
         pairs += found
         notes += more
+    if pairs:
+        pairs, problems = readable_pairs(pairs, store)
+        notes += [f"left out: {problem}" for problem in problems]
     held = _held_back(len(pairs), data.val_fraction, seed) if pairs else set()
     split = {
         "train": [p for i, p in enumerate(pairs) if i not in held],
@@ -289,11 +279,10 @@ def _train_stage(
     task, prepare = _task(config, stage, size, trained)
     train_set, val_set = _data_sets(config, stage, size, material)
     data = Data(train_set, Prepared(val_set, prepare), config.loader, config.seed)
-    network = task.model.em if stage == "enhancer" else task.model
     description = {
         "task": f"{stage} stage",
         "stage": stage,
-        "model": {"name": "ugdc", "arguments": network_arguments(network)},
+        "model": {"name": "ugdc", "arguments": network_arguments(task.model)},
     }
     resume = folder.last.is_file()
     return fit(task, data, folder, trainer, config, describe=lambda: description, resume=resume)
@@ -317,11 +306,12 @@ def _task(
     darken = Darken(config.dimming, config.camera, trained.get("troublemaker"))
     prepare = Prepare(stage, darken, trained.get("predictor"))
     task = RestorationTask(
-        Subtract(network) if stage == "enhancer" else network,
+        network,
         config.optimizer,
         config.schedule,
         compile=config.trainer.compile,
         augment=prepare,
+        residual=stage == "enhancer",
     )
     return task, prepare
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from crossband.apps.low_light.data.photos import Photos, to_tensor
+from crossband.apps.low_light.data.photos import Photos, PhotoStore, readable, to_tensor
 from crossband.shared.data.images import SUFFIXES, photo_size
 from crossband.shared.errors import ConfigError, DataError
 
@@ -94,18 +94,36 @@ def match(low: str | Path, high: str | Path) -> tuple[list[Pair], list[str]]:
 
 
 def check_sizes(pairs: Sequence[Pair]) -> None:
-    """Compare the sizes by the files' headers.
+    """Compare the sizes by the files' headers; files that cannot be read are left to the readers.
 
     Raises:
         DataError: two photographs of a pair differ.
     """
     for pair in pairs:
-        low, high = photo_size(pair.low), photo_size(pair.high)
+        try:
+            low, high = photo_size(pair.low), photo_size(pair.high)
+        except DataError:
+            continue
         if low != high:
             raise DataError(
                 f"{pair.low} is {low[0]} x {low[1]}, its partner {pair.high} {high[0]} x "
                 f"{high[1]}: they are not one scene, or one was resized."
             )
+
+
+def readable_pairs(pairs: Sequence[Pair], store: PhotoStore) -> tuple[list[Pair], list[str]]:
+    """Return the pairs of which both files can be read, and a sentence for each other file.
+
+    Raises:
+        DataError: none can be read.
+    """
+    files = sorted({path for pair in pairs for path in (pair.low, pair.high)})
+    good, problems = readable(files, store)
+    kept = set(good)
+    whole = [pair for pair in pairs if pair.low in kept and pair.high in kept]
+    if not whole:
+        raise DataError(f"No pair is left of {len(pairs)}: {problems[0]}")
+    return whole, problems
 
 
 class Pairs(Photos):
