@@ -25,6 +25,7 @@ def run(config: DemoConfig) -> None:
         "crossband is not a medical device and its demo forecasts are of simulated weather."
     )
     _forecast(out / "spatiotemporal", report, config.minutes)
+    _brighten(out / "low-light", report, config.minutes)
     path = report.write(out / "report.html")
     print(f"\ndemo report: {path}")
 
@@ -61,6 +62,37 @@ def _forecast(out: Path, report: Report, minutes: float) -> None:
     report.picture((out / "forecast.gif").read_bytes(), "gif", "The forecast as an animation.")
     report.picture((out / "fields.png").read_bytes(), "png", "The data, from `data check`.")
     report.text(f"The full report of the training run: {run_folder / 'report.html'}")
+
+
+def _brighten(out: Path, report: Report, minutes: float) -> None:
+    """Photographs that scikit-image brings: dim them, learn to brighten, score, predict."""
+    pairs, run_folder = out / "pairs", out / f"run-{time.strftime('%Y%m%d-%H%M%S')}"
+    weights = str(run_folder / "best.safetensors")
+    report.heading("Low light: TML learns to brighten from well-lit photographs")
+    domain = "low-light"
+    steps = [
+        [domain, "data", "make", "--out", str(pairs), "--camera", "phone"],
+        [
+            *(domain, "train", "--recipe", "tiny", "--data.root", str(pairs / "high")),
+            *("--data.val", str(pairs / "high/chelsea.png")),
+            *("--trainer.max_minutes", str(minutes / 2), "--out", str(run_folder)),
+        ],
+        [
+            *(domain, "predict", str(pairs / "low"), "--weights", weights),
+            *("--out", str(out / "bright"), "--compare"),
+        ],
+        [
+            *(domain, "evaluate", "--weights", weights, "--data.low", str(pairs / "low")),
+            *("--data.high", str(pairs / "high"), "--rivals", "input", "auto_gamma", "clahe"),
+        ],
+    ]
+    for step in steps:
+        report.note(_run(step))
+    found = json.loads((run_folder / "evaluation/metrics.json").read_text(encoding="utf-8"))
+    unseen = next(row for row in found["images"] if "chelsea" in row["image"])
+    rows = [{"method": name, **unseen[name]} for name in unseen if name != "image"]
+    report.table(rows, "The one photograph that was not trained on, dimmed by another camera.")
+    report.picture((out / "bright/compare/chelsea.jpg").read_bytes(), "jpeg", "The same.")
 
 
 def _by_lead(scores: dict) -> list[tuple[int, float]]:

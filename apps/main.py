@@ -14,13 +14,14 @@ from crossband.shared.registry import domain_packages
 DEMO = Verb(
     config="crossband.apps.config:DemoConfig",
     run="crossband.apps.demo:run",
-    summary="toy weather from training to forecast and HTML report, in a minute, no data needed",
+    summary="the main jobs on data that it makes, from training to one HTML report",
     examples=("crossband demo", "crossband demo --out my-demo/ --minutes 3"),
 )
 EXAMPLES = (
     "crossband demo",
     'crossband models list "predformer*"',
     "crossband spatiotemporal train --help",
+    "crossband low-light predict --help",
 )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossband.shared.errors import ConfigError
+from crossband.shared.kernels.linear import batched_linear, linear
 
 Order = Literal["auto", "direct", "reassociated"]
 
@@ -84,13 +85,13 @@ class GDC(nn.Module):
         diff, mix = self._weights_for(height, width)
         queries = self.patch(x) + diff
         queries = F.gelu(self.lnnorm(queries.permute(0, 2, 3, 1))).flatten(1, 2)  # B, P, C
-        keys = self.convk(x).reshape(batch, channels, height * width)
+        keys = self.convk(x).flatten(2).transpose(1, 2)  # B, hw, C: a view where channels are last
         if self._reassociate(channels, mix.shape[1], height * width):
-            mixed = (mix @ queries) @ keys
+            mixed = batched_linear(keys, mix @ queries)
         else:
-            mixed = mix @ (queries @ keys)
-        offset = self.bias * mix.sum(1) + self.conv1.bias
-        mixed = (mixed + offset[:, None]).view_as(x)
+            mixed = linear(batched_linear(keys, queries), mix)
+        mixed = mixed + (self.bias * mix.sum(1) + self.conv1.bias)
+        mixed = mixed.transpose(1, 2).unflatten(2, (height, width))
         if self.training and self.drop_path:
             keep = 1 - self.drop_path
             mixed = mixed * (x.new_empty(batch, 1, 1, 1).bernoulli_(keep) / keep)

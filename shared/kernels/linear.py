@@ -62,6 +62,24 @@ def linear(
     return _product(x, weight, bias)
 
 
+def batched_linear(x: Tensor, weight: Tensor, implementation: Implementation = "auto") -> Tensor:
+    """Return `x_b weight_b^T` for every sample b, as dynamic layers need it.
+
+    Args:
+        x: (B, N, I).
+        weight: (B, O, I).
+        implementation: As for `linear`.
+
+    Returns:
+        (B, N, O).
+    """
+    if implementation == "auto":
+        implementation = "onednn" if _onednn_wins(x, weight[0]) else "reference"
+    if implementation == "reference":
+        return x @ weight.transpose(1, 2)
+    return torch.stack([_product(a, w) for a, w in zip(x, weight, strict=True)])
+
+
 class Linear(nn.Linear):
     """`torch.nn.Linear`, same parameters and state dict, computed by `linear`."""
 

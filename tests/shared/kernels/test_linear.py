@@ -7,7 +7,7 @@ from torch.autograd import grad
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossband.shared.kernels import linear as module
-from crossband.shared.kernels.linear import ONEDNN_AVAILABLE, Linear, linear
+from crossband.shared.kernels.linear import ONEDNN_AVAILABLE, Linear, batched_linear, linear
 
 needs_onednn = pytest.mark.skipif(not ONEDNN_AVAILABLE, reason="PyTorch without oneDNN or MKL")
 
@@ -133,3 +133,19 @@ def test_is_a_torch_linear() -> None:
     x = torch.randn(5, 3)
     assert isinstance(ours, nn.Linear)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "auto", "onednn"])
+def test_every_sample_has_its_own_weight(implementation: str) -> None:
+    if implementation == "onednn" and not ONEDNN_AVAILABLE:
+        pytest.skip("PyTorch without oneDNN or MKL")
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 5, 4).requires_grad_(), torch.randn(3, 7, 4).requires_grad_()
+    upstream = torch.randn(3, 5, 7)
+    expected = torch.einsum("bni,boi->bno", x, weight)
+    found = batched_linear(x, weight, implementation)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(
+        grad(found, (x, weight), upstream), grad(expected, (x, weight), upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
