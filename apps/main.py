@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from crossband.shared.cli.bundle import BUNDLE
 from crossband.shared.cli.domain import Domain, Verb, load_object
 from crossband.shared.cli.env import ENV
 from crossband.shared.cli.main import run_umbrella
@@ -36,7 +37,8 @@ def commands() -> Mapping[str, Callable[[], Domain | Verb]]:
         name: partial(load_object, f"{package}.cli:DOMAIN")
         for name, package in domain_packages().items()
     }
-    for name, command in {"models": MODELS, "env": ENV, "demo": DEMO}.items():
+    own: dict[str, Domain | Verb] = {"bundle": BUNDLE, "models": MODELS, "env": ENV, "demo": DEMO}
+    for name, command in own.items():
         loaders[name] = lambda command=command: command
     return loaders
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ HEADER_KEY = "crossband"
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 # Containers that training scripts wrap around the weights, in the order they are looked for.
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "params")
+_CONTAINERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "params"),
+    "teacher",  # of DINO and iBOT, whose teacher is what is used
+)
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,26 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise _corrupt(path, error) from error
+    return find_state_dict(read_pickle(path), path)
+
+
+def read_pickle(path: str | Path, *, allowed: Sequence[Any] = (), map_location: Any = "cpu") -> Any:
+    """Read all of a PyTorch file through the restricted unpickler.
+
+    Args:
+        path: File that `torch.save` wrote.
+        allowed: What may be built besides tensors and plain containers, as for
+            `torch.serialization.safe_globals`. Anything here is called with arguments that the
+            file chooses, so nothing general (`getattr`) belongs here.
+        map_location: As for `torch.load`.
+
+    Raises:
+        CheckpointError: missing or corrupt file, or a pickle that would run code.
+    """
+    path = _existing(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # the unpickler raises many kinds on damaged files
         if "weights_only" in str(error).lower() and not _damaged_archive(path):
             raise CheckpointError(
@@ -144,6 +165,17 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
                 "so it is refused: ask its author for a safetensors file or plain tensors."
             ) from error
         raise _corrupt(path, error) from error
+
+
+def find_state_dict(content: Any, source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Open the containers that training scripts wrap around weights.
+
+    Returns:
+        The tensors by name, and the other entries of the outer container.
+
+    Raises:
+        CheckpointError: no tensors.
+    """
     extra: dict[str, Any] = {}
     if isinstance(content, dict):
         extra = {k: v for k, v in content.items() if not isinstance(v, (Tensor, dict))}
@@ -157,7 +189,7 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         else {}
     )
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors: it is not a file of weights.")
+        raise CheckpointError(f"{source} holds no tensors: it is not a file of weights.")
     return tensors, extra
 
 

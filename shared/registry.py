@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 GROUP = "crossband.domains"
+SHARED = "crossband.shared.backbones"  # its catalog is read beside those of the domains
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Prefix of a model's name -> module that builds it by `build(name)`, and the extra it needs.
+_PLUGINS = {
+    "mmseg": ("crossband.shared.plugins.openmmlab", "openmmlab"),
+    "mmdet": ("crossband.shared.plugins.openmmlab", "openmmlab"),
+    "monai": ("crossband.shared.plugins.monai", "medical"),
+}
+OTHER_LIBRARIES = tuple(f"{prefix}:" for prefix in _PLUGINS)  # timm's models are described
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,10 @@ class ModelEntry:
     weights: str = "none published"
     # "module:function", the authors' state_dict -> ours; the way back is `to_official` beside it
     official: str | None = None
+    backbone: str | None = None  # "module:Class" of the same network under the Backbone contract
+    head: dict[str, Any] = field(default_factory=dict)  # arguments that `backbone` does not take
+    mean: tuple[float, ...] | None = None  # per channel of an image in [0, 1]
+    std: tuple[float, ...] | None = None
 
 
 def domain_packages() -> dict[str, str]:
@@ -61,9 +76,9 @@ def domain_packages() -> dict[str, str]:
 
 @cache
 def catalog() -> Mapping[str, ModelEntry]:
-    """Return the models of all installed domains by name."""
+    """Return the models of all installed domains and the shared backbones by name."""
     entries: dict[str, ModelEntry] = {}
-    for package in domain_packages().values():
+    for package in (*domain_packages().values(), SHARED):
         for entry in load_object(f"{package}.catalog:MODELS"):
             if entry.name in entries:
                 raise ConfigError(f"two models are called {entry.name!r}: rename the newer one.")
@@ -73,9 +88,9 @@ def catalog() -> Mapping[str, ModelEntry]:
 
 @cache
 def conformance_adapters() -> Mapping[str, str]:
-    """Return fixture `system` -> "module:function" of all installed domains."""
+    """Return fixture `system` -> "module:function" of all domains and the shared backbones."""
     adapters: dict[str, str] = {}
-    for package in domain_packages().values():
+    for package in (*domain_packages().values(), SHARED):
         adapters |= load_object(f"{package}.catalog:CONFORMANCE")
     return adapters
 
@@ -86,11 +101,15 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def get_entry(name: str) -> ModelEntry:
-    """Return the catalog entry of a model.
+    """Return the catalog entry of a model, or one made of what timm knows of `timm:<name>`.
 
     Raises:
         ConfigError: no model has that name; near names are listed.
     """
+    if name.startswith("timm:"):
+        from crossband.shared.backbones.from_timm import describe
+
+        return describe(name.removeprefix("timm:"))
     entries = catalog()
     if name not in entries:
         hint = did_you_mean(name, entries) or " `crossband models list` shows all."
@@ -98,40 +117,111 @@ def get_entry(name: str) -> ModelEntry:
     return entries[name]
 
 
-def create_model(name: str, weights: str | Path | None = None, **arguments: Any) -> nn.Module:
+def create_model(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    features_only: bool = False,
+    **arguments: Any,
+) -> nn.Module:
     """Build a model by name.
 
     Args:
-        name: Of the catalog, or `timm:<name>` for a model of timm.
+        name: Of the catalog, or of another library by its prefix: `timm:convnext_tiny`,
+            `mmseg:...`, `mmdet:...`, `monai:UNet`.
         weights: Our checkpoint or the authors'; loaded strictly.
+        features_only: Build a network under the `Backbone` contract (`shared/backbones/base.py`)
+            from a backbone of ours or of timm. A classifier's weights are taken too, with a
+            warning that says what is left out and what is missing.
         arguments: Constructor arguments that override the catalog's.
 
     Raises:
-        ConfigError: unknown name or argument, or a size that must be given is missing.
+        ConfigError: unknown name or argument, a size that must be given is missing, or a model
+            that gives no feature maps.
         CheckpointError: weights that cannot be read or do not fit.
+        MissingExtraError: the library of a prefix is not installed.
     """
-    if name.startswith("timm:"):
-        model = _create_timm(name.removeprefix("timm:"), arguments)
-        official = None
+    prefix, _, rest = name.partition(":")
+    if prefix == "timm" and rest:
+        from crossband.shared.backbones import from_timm
+
+        build = from_timm.create_backbone if features_only else from_timm.create
+        return build(rest, weights, arguments)
+    if prefix in _PLUGINS and rest:
+        if features_only:
+            raise ConfigError(
+                f"{name} cannot be built with features_only: take it as it is, or a backbone of "
+                "ours or of timm."
+            )
+        model, official = _create_by_plugin(prefix, name, arguments), None
     else:
         entry = get_entry(name)
-        model_class = load_object(entry.target)
-        merged = entry.arguments | arguments
-        _check_arguments(name, model_class, merged)
-        model = model_class(**merged)
+        model = _create_ours(entry, features_only, arguments)
         official = entry.official
     if weights is not None:
-        from crossband.shared.checkpoints import load_state
-
-        load_state(model, read_weights(weights, official), str(weights))
+        if features_only:
+            _load_backbone(model, weights, official)
+        else:
+            _load(model, weights, official)
     return model
+
+
+def _create_ours(entry: ModelEntry, features_only: bool, arguments: Mapping[str, Any]) -> nn.Module:
+    target, given = entry.target, entry.arguments | entry.head
+    if features_only:
+        if entry.backbone is None:
+            raise ConfigError(
+                f"{entry.name} gives no feature maps, so features_only cannot be: choose a "
+                'backbone, `crossband models list` shows them by the task "classification".'
+            )
+        target, given = entry.backbone, entry.arguments
+    model_class = load_object(target)
+    merged = given | dict(arguments)
+    _check_arguments(entry.name, model_class, merged)
+    return model_class(**merged)
+
+
+def _create_by_plugin(prefix: str, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    module, extra = _PLUGINS[prefix]
+    try:
+        return import_module(module).build(name, **arguments)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "crossband"):
+            raise
+        raise MissingExtraError(package, extra) from error
+
+
+def _load(model: nn.Module, weights: str | Path, official: str | None) -> None:
+    from crossband.shared.checkpoints import load_state
+
+    adapt = getattr(model, "adapt_state", dict)
+    load_state(model, adapt(read_weights(weights, official)), str(weights))
+
+
+def _load_backbone(model: nn.Module, weights: str | Path, official: str | None) -> None:
+    from crossband.shared.backbones.base import load_backbone
+    from crossband.shared.checkpoints import read_state_dict
+
+    raw, header = read_state_dict(weights)
+    state = _translate(raw, header, official)
+    kept = {id(value) for value in state.values()}
+    left = [key for key, value in raw.items() if id(value) not in kept]
+    load_backbone(model, state, str(weights), left=left)
 
 
 def read_weights(path: str | Path, official: str | None) -> dict[str, Tensor]:
     """Read a state dict; authors' keys are renamed by `official` ("module:function")."""
-    from crossband.shared.checkpoints import HEADER_KEY, read_state_dict
+    from crossband.shared.checkpoints import read_state_dict
 
-    state, header = read_state_dict(path)
+    return _translate(*read_state_dict(path), official)
+
+
+def _translate(
+    state: dict[str, Tensor], header: Mapping[str, Any], official: str | None
+) -> dict[str, Tensor]:
+    from crossband.shared.checkpoints import HEADER_KEY
+
     ours = HEADER_KEY in header
     return load_object(official)(state) if official and not ours else state
 
@@ -152,7 +242,9 @@ def model_info(name: str, **arguments: Any) -> dict[str, Any]:
         "licence": entry.licence,
         "weights": entry.weights,
         "input_shape": list(entry.input_shape) if entry.input_shape else None,
-        "arguments": entry.arguments | arguments,
+        "mean": list(entry.mean) if entry.mean else None,
+        "std": list(entry.std) if entry.std else None,
+        "arguments": entry.arguments | entry.head | arguments,
         "parameters": None,
         "flops": None,
     }
@@ -174,16 +266,26 @@ def model_info(name: str, **arguments: Any) -> dict[str, Any]:
 
 def missing_arguments(name: str, arguments: Mapping[str, Any]) -> list[str]:
     """Return the constructor arguments that neither the catalog nor `arguments` gives."""
+    if name.startswith("timm:"):
+        return []
     entry = get_entry(name)
-    given = entry.arguments | dict(arguments)
+    given = entry.arguments | entry.head | dict(arguments)
     parameters = _parameters(load_object(entry.target))
     return [n for n, p in parameters.items() if p.default is p.empty and n not in given]
 
 
 def _parameters(model_class: type) -> dict[str, inspect.Parameter]:
+    """Return the named arguments of a class; one that passes keywords on takes its bases' too."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(model_class).parameters
-    return {name: p for name, p in parameters.items() if p.kind in named}
+    found: dict[str, inspect.Parameter] = {}
+    for part in model_class.__mro__:
+        if "__init__" not in vars(part) or part is object:
+            continue
+        parameters = list(inspect.signature(part.__init__).parameters.values())[1:]
+        found = {p.name: p for p in parameters if p.kind in named} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def _check_arguments(name: str, model_class: type, arguments: Mapping[str, Any]) -> None:
@@ -197,19 +299,3 @@ def _check_arguments(name: str, model_class: type, arguments: Mapping[str, Any])
         raise ConfigError(
             f"model {name!r} can have any size: give {', '.join(missing)} as arguments."
         )
-
-
-def _create_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    try:
-        import crossband.shared.compat  # noqa: F401 - before timm, which imports torchvision
-
-        import timm
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("timm", "all") from error
-    if not timm.is_model(name):
-        hint = did_you_mean(name, timm.list_models())
-        raise ConfigError(f"timm has no model {name!r}.{hint}")
-    try:
-        return timm.create_model(name, **arguments)
-    except TypeError as error:
-        raise ConfigError(f"timm:{name} does not take these arguments: {error}.") from error

@@ -54,14 +54,16 @@ class BenchConfig(OutputOptions):
     """Options of `models bench`."""
 
     json: bool = option(False, "print the result as JSON")
-    names: list[str] = option(help="names of models, with wildcards")
+    names: list[str] = option(help="names of models, with wildcards; timm:NAME for one of timm")
     batch: list[int] = option(factory=lambda: [1], help="batch sizes")
-    size: list[int] = option(factory=list, help="input shape without the batch, if not the model's")
+    size: list[int] = option(factory=list, help="sides of square images, if not the model's")
+    shape: list[int] = option(factory=list, help="input shape without the batch, instead of size")
     arguments: dict[str, Any] = option(
         factory=dict, help="constructor arguments, for models of any size: dim=64 height=32"
     )
-    training: bool = option(False, "time forward and backward instead of inference")
+    training: bool = option(True, "time a training step too (forward and backward)")
     repeats: int = option(10, "timed rounds; the median is shown")
+    seconds: float = option(60.0, "start no further round after this (inference, then training)")
     threads: int = option(0, "CPU threads; 0: PyTorch's choice")
     compile: bool = option(False, "torch.compile the networks (needs a C++ compiler)")
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")

@@ -24,6 +24,7 @@ from crossband.shared.errors import (
     did_you_mean,
 )
 from crossband.shared.registry import (
+    OTHER_LIBRARIES,
     catalog,
     create_model,
     get_entry,
@@ -81,11 +82,12 @@ MODELS = Domain(
         "bench": Verb(
             config=f"{_CONFIG}:BenchConfig",
             run=f"{_HERE}:bench",
-            summary="median time, throughput, parameters, FLOPs and peak memory, interleaved",
+            summary="latency, throughput, memory, training step, FLOPs; interleaved medians",
             examples=(
                 "crossband models bench predformer_full_taxibj predformer_fac_ts_taxibj "
                 "--batch 1 8",
-                "crossband models bench predformer_fac_ts_t2m --training",
+                "crossband models bench timm:convnext_tiny transnext_tiny --batch 1 8 "
+                "--size 224 512",
             ),
             positional="names",
         ),
@@ -183,7 +185,7 @@ def convert(config: ConvertConfig) -> int:
             f"{config.source} does not fit {config.model}, nothing was written: choose the model "
             "and --arguments that these weights were made with."
         )
-    arguments = entry.arguments | config.arguments
+    arguments = entry.arguments | entry.head | config.arguments
     model = {"name": config.model, "arguments": arguments}
     facts = {"model": model, "task": entry.task, "source": Path(config.source).name}
     save_checkpoint(config.out, state, facts)
@@ -222,31 +224,77 @@ def bench(config: BenchConfig) -> None:
     device = select_device(config.device)
     cases = []
     for name in names:
-        shape = tuple(config.size) or get_entry(name).input_shape
-        if shape is None:
-            raise ConfigError(f"{name} takes any size: give --size and --arguments.")
         torch.manual_seed(0)
+        shapes = _input_shapes(name, config)
         model = create_model(name, **config.arguments).to(device)
         if config.compile:
             model = torch.compile(model)
-        for batch in config.batch:
-            sample = torch.randn(batch, *shape, device=device)
-            cases.append(Case(name, model, sample, config.training))
-    results = measure(cases, config.repeats)
+        for shape in shapes:
+            for batch in config.batch:
+                sample = torch.randn(batch, *shape, device=device)
+                _check_takes(name, model, sample)
+                cases.append(Case(name, model, sample, config.training))
+    results = measure(cases, config.repeats, config.seconds)
     if config.json:
         print_json([asdict(result) for result in results])
         return
-    headers = ("model", "batch", "ms", "samples/s", "parameters", "GFLOPs/sample", "peak MB")
-    rows = [tuple(asdict(result).values()) for result in results]
-    kind = "forward and backward" if config.training else "inference"
-    print(format_table(headers, rows))
+    headers = ("model", "input", "batch", "ms", "samples/s", "peak MB", "train ms", "train MB")
+    rows = [
+        (
+            *(r.name, _shape(r.shape), r.batch, r.milliseconds, r.samples_per_second),
+            *(r.peak_megabytes, r.training_milliseconds, r.training_peak_megabytes),
+            *(r.parameters / 1e6, r.gigaflops),
+        )
+        for r in results
+    ]
+    print(format_table((*headers, "M params", "GFLOPs"), rows))
     print(
-        f"{kind}, median of {config.repeats} interleaved rounds, {device}, "
-        f"{torch.get_num_threads()} threads, FLOPs of the forward pass, two per multiply-add"
+        f"Medians of up to {config.repeats} interleaved rounds, {device}, "
+        f"{torch.get_num_threads()} threads. ms, samples/s, peak MB: inference; train: forward "
+        "and backward. GFLOPs: forward pass of one sample, two per multiply-add, no transforms."
     )
+    if config.training and any(result.training_milliseconds is None for result in results):
+        print("- under train: the step needs more memory than is free; give a smaller --batch.")
+
+
+def _check_takes(name: str, model: Any, sample: Tensor) -> None:
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model.eval()(sample[:1])
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{name} cannot take an input of {_shape(sample.shape[1:])} ({reason}): give another "
+            "--size or --shape."
+        ) from error
+
+
+def _input_shapes(name: str, config: BenchConfig) -> list[tuple[int, ...]]:
+    """Return the shapes of one sample to time a model at."""
+    if config.shape and config.size:
+        raise ConfigError("--shape and --size are two ways to say one thing: give one of them.")
+    if config.shape:
+        return [tuple(config.shape)]
+    known = None
+    if not name.startswith(OTHER_LIBRARIES):
+        known = get_entry(name).input_shape
+    if known is None:
+        raise ConfigError(f"{name} takes any size: give --shape and, if it asks, --arguments.")
+    if not config.size:
+        return [known]
+    if len(known) != 3:
+        raise ConfigError(f"--size: {name} takes {_shape(known)}, not an image: give --shape.")
+    channels = config.arguments.get("in_chans", known[0])
+    return [(channels, side, side) for side in config.size]
 
 
 def _matching(pattern: str) -> list[str]:
+    if ":" in pattern:  # of another library, which knows its names
+        return [pattern]
     names = list_models(pattern)
     if not names:
         hint = did_you_mean(pattern.strip("*"), catalog()) or " `crossband models list` shows all."

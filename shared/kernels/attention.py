@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from crossband.shared.kernels.dispatch import exporting
+
 Implementation = Literal["auto", "reference", "batched", "fused"]
 
 # Up to here batched products beat the fused operator on a CPU with two threads, which pays some
@@ -52,7 +54,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, implementation: Implementation = 
 
 
 def _choose(q: Tensor, k: Tensor) -> Implementation:
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if exporting():
         return "reference"
     return "batched" if q.device.type == "cpu" and k.shape[-2] <= _BATCHED_KEYS else "fused"
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+from crossband.shared.kernels.dispatch import exporting
+
 Implementation = Literal["auto", "reference", "onednn"]
 
 # Below this many multiply-adds the call itself costs as much as a faster product saves.
@@ -94,8 +96,7 @@ def _onednn_wins(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dim() > 1
         and x.dtype == weight.dtype == torch.float32
-        and not torch.compiler.is_exporting()
-        and not torch.onnx.is_in_onnx_export()
+        and not exporting()
         and not torch.is_autocast_enabled("cpu")
         and x.numel() * weight.shape[0] >= _SMALLEST
     )

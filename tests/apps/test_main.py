@@ -10,7 +10,7 @@ from crossband.shared.registry import domain_packages
 
 
 def test_commands_are_the_domains_and_the_tools() -> None:
-    assert list(commands()) == [*domain_packages(), "models", "env", "demo"]
+    assert list(commands()) == [*domain_packages(), "bundle", "models", "env", "demo"]
     assert domain_packages()["spatiotemporal"] == "crossband.spatiotemporal"
 
 

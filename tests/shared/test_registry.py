@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import inspect
+import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ import crossband.shared
 from crossband.shared import registry
 from crossband.shared.checkpoints import save_checkpoint
 from crossband.shared.cli.domain import load_object
-from crossband.shared.errors import CheckpointError, ConfigError
+from crossband.shared.errors import CheckpointError, ConfigError, MissingExtraError
 from crossband.shared.registry import (
     create_model,
     domain_packages,
@@ -24,8 +27,9 @@ from crossband.shared.registry import (
 @pytest.mark.usefixtures("toy_domain")
 class TestToyCatalog:
     def test_list_by_pattern(self) -> None:
-        assert list_models() == ["toy", "toy_small"]
-        assert list_models("*small") == ["toy_small"]
+        assert list_models("toy*") == ["toy", "toy_small"]
+        assert {"toy", "transnext_tiny"} <= set(list_models())  # and the shared backbones
+        assert list_models("toy*small") == ["toy_small"]
         assert list_models("TOY") == []
 
     def test_unknown_name_lists_near_names(self) -> None:
@@ -78,6 +82,38 @@ def test_timm_models_by_prefix() -> None:
         create_model("timm:resnet18", no_such=1)
 
 
+@pytest.mark.parametrize("name", ["mmseg:UNet", "mmdet:ResNet", "monai:UNet"])
+def test_other_libraries_by_prefix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = name.partition(":")[0]
+    module, extra = registry._PLUGINS[prefix]
+    plugin = ModuleType(module)
+    plugin.build = lambda name, **arguments: torch.nn.Linear(**arguments)
+    monkeypatch.setitem(sys.modules, module, plugin)
+    assert create_model(name, in_features=2, out_features=3).weight.shape == (3, 2)
+    with pytest.raises(ConfigError, match=f"{name} cannot be built with features_only"):
+        create_model(name, features_only=True)
+
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named '{prefix}'", name=f"{prefix}.models")
+
+    plugin.build = absent
+    with pytest.raises(MissingExtraError, match=rf"'{prefix}'.*crossband\[{extra}\]"):
+        create_model(name)
+
+
+def test_keywords_that_are_passed_on_are_checked() -> None:
+    class Base:
+        def __init__(self, *, width: int, depth: int = 1) -> None: ...
+
+    class Child(Base):
+        def __init__(self, *, depth: int = 2, head: int = 3, **others: int) -> None: ...
+
+    found = registry._parameters(Child)
+    assert {name: p.default for name, p in found.items()} == {
+        "width": inspect.Parameter.empty, "depth": 2, "head": 3,
+    }  # fmt: skip
+
+
 def test_absent_installation_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
@@ -104,6 +140,8 @@ def test_catalogs_agree_with_the_code() -> None:
         if not missing_arguments(name, {}):
             with torch.device("meta"):
                 model = create_model(name)
+                if entry.backbone:
+                    assert create_model(name, features_only=True).out_channels
             if entry.input_shape:
                 assert next(model.parameters()).is_meta
     for target in registry.conformance_adapters().values():

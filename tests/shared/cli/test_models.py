@@ -20,12 +20,12 @@ def models(*words: str) -> int:
 
 
 def test_list_as_table_and_json(capsys: Capture) -> None:
-    assert models("list") == 0
+    assert models("list", "toy*") == 0
     assert capsys.readouterr().out.splitlines()[2:] == [
         "toy        toying  any    Apache-2.0",
         "toy_small  toying  3x4    Apache-2.0",
     ]
-    assert models("list", "*small", "--json") == 0
+    assert models("list", "toy*small", "--json") == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["arguments"] == {"width": 4, "depth": 2}
     assert models("list", "toi*") == 2
@@ -98,8 +98,38 @@ def test_bench_interleaves_models_and_batches(capsys: Capture) -> None:
         ("toy_small", 1, 32),
         ("toy_small", 2, 32),
     ]
-    words = ["bench", "toy", "--size", "5", "--arguments", "width=5", "--training"]
+    assert all(r["training_milliseconds"] > 0 and r["rounds"] == 2 for r in results)
+    words = ["bench", "toy", "--shape", "5", "--arguments", "width=5", "--training", "false"]
     assert models(*words, "--repeats", "1") == 0
-    assert "forward and backward" in capsys.readouterr().out
+    assert "toy    5          1" in capsys.readouterr().out
     assert models("bench", "toy") == 2
     assert "takes any size" in capsys.readouterr().err
+
+
+def test_bench_at_several_image_sizes(capsys: Capture) -> None:
+    words = [
+        "bench",
+        "timm:vit_tiny_patch16_224",
+        "unireplknet_a",
+        "--size",
+        "64",
+        "128",
+        "--repeats",
+        "1",
+    ]
+    assert models(*words) == 2
+    assert "timm:vit_tiny_patch16_224 cannot take an input of 3x64x64" in capsys.readouterr().err
+    words[1] = "timm:test_convnext"
+    assert models(*words, "--arguments", "in_chans=1", "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [(r["name"], r["shape"]) for r in results] == [
+        ("timm:test_convnext", [1, 64, 64]),
+        ("timm:test_convnext", [1, 128, 128]),
+        ("unireplknet_a", [1, 64, 64]),
+        ("unireplknet_a", [1, 128, 128]),
+    ]
+    assert results[3]["gigaflops"] == pytest.approx(4 * results[2]["gigaflops"], rel=0.01)
+    assert models("bench", "toy_small", "--size", "32") == 2
+    assert "toy_small takes 3x4, not an image: give --shape" in capsys.readouterr().err
+    assert models("bench", "toy_small", "--size", "3", "--shape", "3", "4") == 2
+    assert "two ways to say one thing" in capsys.readouterr().err

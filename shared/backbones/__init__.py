@@ -1,0 +1,1 @@
+"""Image backbones that no library keeps, under one contract (`base.Backbone`)."""

@@ -1,0 +1,264 @@
+"""Backbones by name, and the adapters of their golden numbers. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crossband.shared.registry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
+
+_HERE = "crossband.shared.backbones"
+
+
+def _entry(family: str, module: str, name: str, size: int, **details: Any) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        target=f"{_HERE}.{module}:{family}Classifier",
+        backbone=f"{_HERE}.{module}:{family}",
+        task="classification",
+        input_shape=(3, size, size),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        official=f"{_HERE}.official:from_official",
+        **details,
+    )
+
+
+def _transnext(
+    size: str,
+    dims: tuple[int, ...],
+    depths: tuple[int, ...],
+    file: str,
+    *,
+    name: str = "",
+    side: int = 224,
+    accuracy: str,
+    **arguments: Any,
+) -> ModelEntry:
+    return _entry(
+        "TransNeXt",
+        "transnext",
+        name or f"transnext_{size}",
+        side,
+        summary=f"aggregated attention, {side} px; published top-1 on ImageNet-1k {accuracy}",
+        paper="Shi 2024, TransNeXt, arXiv 2311.17132",
+        licence="Apache-2.0 (our code; the authors' weights too)",
+        weights=f"{file} of the account DaiShiResearch",
+        arguments={"embed_dims": dims, "depths": depths, **arguments},
+    )
+
+
+def _unireplknet(
+    size: str,
+    dim: int,
+    depths: tuple[int, ...],
+    file: str,
+    accuracy: str,
+    *,
+    pattern: tuple[int, ...] = (13,),
+    side: int = 224,
+) -> ModelEntry:
+    deep = depths[2]
+    kernels = (
+        (3,) * depths[0],
+        (13,) * depths[1],
+        (pattern * deep)[:deep],
+        (13,) * depths[3],
+    )
+    return _entry(
+        "UniRepLKNet",
+        "unireplknet",
+        f"unireplknet_{size}",
+        side,
+        summary=f"13 x 13 kernels that re-parameterise; published top-1 {accuracy} at {side} px",
+        paper="Ding et al. 2024, UniRepLKNet, arXiv 2311.15599",
+        licence="Apache-2.0 (our code; the authors' weights too)",
+        weights=f"{file} of the account DingXiaoH, repository UniRepLKNet",
+        arguments={
+            "depths": depths,
+            "dims": (dim, 2 * dim, 4 * dim, 8 * dim),
+            "kernel_sizes": kernels,
+        },
+    )
+
+
+def _hornet(
+    size: str,
+    dim: int,
+    kind: str,
+    accuracy: str,
+    *,
+    side: int = 224,
+    filters: tuple[tuple[int, int] | None, ...] = (None, None, (14, 8), (7, 4)),
+) -> ModelEntry:
+    arguments: dict[str, Any] = {"base_dim": dim}
+    if kind != "7x7":
+        arguments["filter_sizes"] = filters
+    return _entry(
+        "HorNet",
+        "hornet",
+        f"hornet_{size}_{kind}",
+        side,
+        summary=f"recursive gated convolution; published top-1 on ImageNet-1k {accuracy}",
+        paper="Rao et al. 2022, HorNet, arXiv 2207.14284",
+        licence="Apache-2.0 (our code); the authors' weights MIT",
+        weights="the authors' cloud drive, which is not always reachable",
+        arguments=arguments,
+    )
+
+
+def _vit(
+    name: str, dim: int, depth: int, heads: int, *, head: dict | None = None, **arguments: Any
+) -> ModelEntry:
+    clip = name.startswith("clip")
+    return ModelEntry(
+        name=name,
+        target=f"{_HERE}.vit:ViTClassifier",
+        backbone=f"{_HERE}.vit:ViT",
+        task="classification",
+        input_shape=(3, 224, 224),
+        mean=(0.48145466, 0.4578275, 0.40821073) if clip else IMAGENET_MEAN,
+        std=(0.26862954, 0.26130258, 0.27577711) if clip else IMAGENET_STD,
+        official=f"{_HERE}.vit_keys:from_official",
+        summary=f"plain ViT, {dim} channels, {depth} blocks, {heads} heads",
+        paper="Radford et al. 2021, CLIP, arXiv 2103.00020"
+        if clip
+        else "Dosovitskiy et al. 2021, ViT, arXiv 2010.11929",
+        licence="Apache-2.0 (our code); weights: see who trained them",
+        weights="timm, MAE, DINO, iBOT, UNIP and CLIP files load, see shared/backbones/vit_keys.py",
+        arguments={"embed_dim": dim, "depth": depth, "num_heads": heads, **arguments},
+        head=head or {},
+    )
+
+
+def _sam(name: str, summary: str, weights: str, licence: str, **arguments: Any) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        target=f"{_HERE}.sam:SAMEncoder",
+        backbone=f"{_HERE}.sam:SAMEncoder",
+        task="features",
+        input_shape=(3, 1024, 1024),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        official=f"{_HERE}.sam:from_official",
+        summary=summary,
+        paper="Kirillov et al. 2023, Segment Anything, arXiv 2304.02643",
+        licence=licence,
+        weights=weights,
+        arguments=arguments,
+    )
+
+
+_CLIP = {
+    "pre_norm": True,
+    "patch_bias": False,
+    "act": "quick_gelu",
+    "norm_eps": 1e-5,
+    "head": {"num_classes": 512, "head_bias": False},
+}
+_MICRO, _TINY, _BASE = (48, 96, 192, 384), (72, 144, 288, 576), (96, 192, 384, 768)
+_SHALLOW, _SMALL = (2, 2, 15, 2), (5, 5, 22, 5)
+_LITTLE = (2, 2, 6, 2)
+_DEEP = (3, 3, 27, 3)
+_FILTERS_384 = (None, None, (24, 13), (12, 7))
+_22K = "unknown (published for ImageNet-22k)"
+
+MODELS: tuple[ModelEntry, ...] = (
+    _transnext("micro", _MICRO, _SHALLOW, "transnext_micro_224_1k.pth", accuracy="82.5"),
+    _transnext("tiny", _TINY, _SHALLOW, "transnext_tiny_224_1k.pth", accuracy="84.0"),
+    _transnext("small", _TINY, _SMALL, "transnext_small_224_1k.pth", accuracy="84.7"),
+    _transnext("base", _BASE, (5, 5, 23, 5), "transnext_base_224_1k.pth", accuracy="84.8"),
+    _transnext(
+        "small",
+        _TINY,
+        _SMALL,
+        "transnext_small_384_1k_ft_1k.pth",
+        name="transnext_small_384",
+        side=384,
+        accuracy="86.0",
+    ),
+    _transnext(
+        "base",
+        _BASE,
+        (5, 5, 23, 5),
+        "transnext_base_384_1k_ft_1k.pth",
+        name="transnext_base_384",
+        side=384,
+        accuracy="86.2",
+    ),
+    _transnext(
+        "micro",
+        _MICRO,
+        _SHALLOW,
+        "transnext_micro_AAAA_256_1k.pth",
+        name="transnext_micro_aaaa",
+        side=256,
+        accuracy="82.6",
+        sr_ratios=(16, 8, 4, 2),
+        pretrain_size=256,
+    ),
+    _unireplknet("a", 40, _LITTLE, "the file of size A", "77.0"),
+    _unireplknet("f", 48, _LITTLE, "the file of size F", "78.6"),
+    _unireplknet("p", 64, _LITTLE, "the file of size P", "80.2"),
+    _unireplknet("n", 80, (2, 2, 8, 2), "the file of size N", "81.6"),
+    _unireplknet(
+        "t",
+        80,
+        (3, 3, 18, 3),
+        "unireplknet_t_in1k_224_acc83.21.pth",
+        "83.2",
+        pattern=(13, 3),
+    ),
+    _unireplknet(
+        "s", 96, _DEEP, "unireplknet_s_in22k_pretrain.pth and others", "83.9", pattern=(13, 3, 3)
+    ),
+    _unireplknet(
+        "b",
+        128,
+        _DEEP,
+        "unireplknet_b_in22k_to_in1k_384_acc87.40.pth",
+        "87.4",
+        pattern=(13, 3, 3),
+        side=384,
+    ),
+    _unireplknet("l", 192, _DEEP, "the file of size L", "87.9", pattern=(13, 3, 3), side=384),
+    _unireplknet("xl", 256, _DEEP, "the file of size XL", "88.0", pattern=(13, 3, 3), side=384),
+    _hornet("tiny", 64, "7x7", "82.8"),
+    _hornet("tiny", 64, "gf", "83.0"),
+    _hornet("small", 96, "7x7", "83.8"),
+    _hornet("small", 96, "gf", "84.0"),
+    _hornet("base", 128, "7x7", "84.2"),
+    _hornet("base", 128, "gf", "84.3"),
+    _hornet("base", 128, "gf_img384", "unknown", side=384, filters=_FILTERS_384),
+    _hornet("large", 192, "7x7", _22K),
+    _hornet("large", 192, "gf", _22K),
+    _hornet("large", 192, "gf_img384", _22K, side=384, filters=_FILTERS_384),
+    _vit("vit_tiny_patch16", 192, 12, 3),
+    _vit("vit_small_patch16", 384, 12, 6),
+    _vit("vit_base_patch16", 768, 12, 12),
+    _vit("vit_large_patch16", 1024, 24, 16),
+    _vit("clip_vit_base_patch16", 768, 12, 12, **_CLIP),
+    _vit("clip_vit_base_patch32", 768, 12, 12, patch_size=32, **_CLIP),
+    _sam(
+        "sam_vit_base",
+        "image encoder of Segment Anything, windows of 14",
+        "sam_vit_b_01ec64.pth",
+        "Apache-2.0 (our code; the authors' weights too)",
+    ),
+    _sam(
+        "lvm_med_vit_base",
+        "the same without a table of positions, as LVM-Med trained it",
+        "lvmmed_vit.pth",
+        "Apache-2.0 (our code); the authors' weights CC BY-NC-ND 2.0",
+        use_abs_pos=False,
+    ),
+)
+CONFORMANCE = {
+    "transnext": f"{_HERE}.conformance:transnext",
+    "unireplknet": f"{_HERE}.conformance:unireplknet",
+    "unireplknet_trainstep": f"{_HERE}.conformance:unireplknet_trainstep",
+    "dilated_reparam": f"{_HERE}.conformance:dilated_reparam",
+    "hornet": f"{_HERE}.conformance:hornet",
+    "vit_classifier": f"{_HERE}.vit_conformance:vit_classifier",
+    "sam_encoder": f"{_HERE}.vit_conformance:sam_encoder",
+}
+LOADERS: dict[str, str] = {}

@@ -1,0 +1,224 @@
+"""`crossband bundle info|check|write|run|finetune`."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from crossband.shared.bundles.config import (
+    CheckConfig,
+    FinetuneConfig,
+    InfoConfig,
+    RunConfig,
+    WriteConfig,
+)
+from crossband.shared.bundles.folder import Bundle
+from crossband.shared.cli.output import format_table, print_json
+from crossband.shared.errors import (
+    EXIT_FAILED,
+    EXIT_PARTIAL,
+    ConfigError,
+    CrossbandError,
+    MissingExtraError,
+)
+from crossband.shared.files import write_text
+from crossband.shared.prediction import INDEX
+
+
+def info(config: InfoConfig) -> None:
+    """Say what a bundle is and what its configuration would import."""
+    _need_monai()
+    bundle = Bundle.open(config.bundle)
+    meta = bundle.metadata
+    found = bundle.findings()
+    if config.json:
+        print_json(
+            {
+                "metadata": meta,
+                "workflows": bundle.workflows,
+                "weights": str(bundle.weights) if bundle.weights else None,
+                "scripts": list(map(str, bundle.scripts)),
+                "targets": bundle.targets(),
+                "findings": list(map(str, found)),
+            }
+        )
+        return
+    shown = ("name", "version", "task", "description", "authors", "copyright", "intended_use")
+    rows = [(name, str(meta[name])) for name in shown if name in meta]
+    for side in ("inputs", "outputs"):
+        for name, spec in meta.get("network_data_format", {}).get(side, {}).items():
+            shape = " x ".join(map(str, spec.get("spatial_shape", []))) or "-"
+            text = f"{name}: {spec.get('num_channels', '?')} channel(s), {shape}"
+            rows.append((side, f"{text}, {spec.get('modality', spec.get('format', ''))}"))
+            if side == "outputs" and spec.get("channel_def"):
+                rows.append(("classes", ", ".join(map(str, spec["channel_def"].values()))))
+    if meta.get("eval_metrics"):
+        rows.append(("metrics", ", ".join(f"{k} {v}" for k, v in meta["eval_metrics"].items())))
+    packages = meta.get("required_packages_version", meta.get("optional_packages_version", {}))
+    rows.append(("needs", ", ".join(f"{k} {v}" for k, v in packages.items()) or "-"))
+    rows.append(("workflows", ", ".join(bundle.workflows)))
+    rows.append(("weights", _weights(bundle)))
+    rows.append(("own code", ", ".join(map(str, bundle.scripts)) or "none"))
+    print(format_table(("item", "value"), rows))
+    print("\nthe configuration imports and calls:")
+    print(
+        textwrap.fill(", ".join(bundle.targets()), 98, initial_indent="  ", subsequent_indent="  ")
+    )
+    _print_findings(found)
+
+
+def check(config: CheckConfig) -> int | None:
+    """Compare a bundle with MONAI's specification; exit code 1 if something is wrong."""
+    _need_monai()
+    from crossband.shared.bundles.running import missing_ids
+
+    bundle = Bundle.open(config.bundle)
+    problems = bundle.metadata_problems()
+    if bundle.weights is None:
+        problems.append("models/: there are no weights (model.pt)")
+    found = bundle.findings()
+    safe = config.trust or not found
+    for kind in ("inference", "train"):
+        if kind in bundle.workflows and safe:
+            problems += [f"{kind}: the id {name} is missing" for name in missing_ids(bundle, kind)]
+    if "inference" not in bundle.workflows:
+        problems.append("configs/: there is no inference.json")
+    elif safe and not problems:
+        problems += _network_problems(bundle)
+    if config.json:
+        print_json({"problems": problems, "findings": list(map(str, found))})
+    else:
+        for problem in problems:
+            print(f"problem: {problem}")
+        _print_findings(found)
+        if not safe:
+            print("not built: what would be run is not all allowed; --trust builds it.")
+        elif not problems:
+            print(f"{config.bundle}: metadata, ids and the network's shapes are in order")
+    return EXIT_FAILED if problems or not safe else None
+
+
+def write(config: WriteConfig) -> None:
+    """Write a checkpoint as a bundle."""
+    _need_monai()
+    from crossband.shared.bundles.writing import write_bundle
+
+    folder = write_bundle(
+        config.weights,
+        config.out,
+        authors=config.authors,
+        copyright=config.copyright,
+        data_licence=config.data_licence,
+    )
+    if config.json:
+        print_json({"bundle": str(folder)})
+    else:
+        print(f"{folder}: try `crossband bundle check {folder}`")
+
+
+def run(config: RunConfig) -> int | None:
+    """Run a bundle on images; broken ones are listed and left out."""
+    _need_monai()
+    if not config.inputs:
+        raise ConfigError("bundle run needs images after the bundle: files or folders.")
+    from crossband.shared.bundles.running import find_images, readable_images, run_inference
+
+    bundle = Bundle.open(config.bundle)
+    bundle.require_safe(trust=config.trust)
+    images = find_images(config.inputs)
+    out = Path(config.out)
+    if any(path.resolve().is_relative_to(out.resolve()) for path in images):
+        raise ConfigError(f"--out {out} is where the images lie: name another folder.")
+    good, broken = readable_images(images)
+    for problem in broken.values():
+        print(f"left out: {problem}", flush=True)
+    if not good:
+        raise CrossbandError(f"None of the {len(images)} images can be read; see above.")
+    run_inference(bundle, good, out, device=config.device, settings=config.set, trust=config.trust)
+    written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    entries: list[dict[str, Any]] = [{"input": str(path)} for path in good]
+    entries += [{"input": str(path), "error": text} for path, text in broken.items()]
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    write_text(out / INDEX, lines)
+    if config.json:
+        print_json({"written": written, "inputs": entries})
+    elif not config.quiet:
+        shown = ", ".join(written[:6]) + (" ..." if len(written) > 6 else "")
+        print(f"{len(good)} image(s) done; in {out}: {shown}")
+    return EXIT_PARTIAL if broken else None
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Fine-tune a bundle on new data into a new bundle."""
+    _need_monai()
+    from crossband.shared.bundles import running
+
+    bundle = Bundle.open(config.bundle)
+    bundle.require_safe(trust=config.trust)
+    train = bundle.configs[bundle.config_file("train").name]
+    overrides: dict[str, Any] = dict(config.set)
+    for name in ("learning_rate", "batch_size"):
+        if name in train:
+            overrides.setdefault(name, getattr(config, name))
+    length = "epochs" if "epochs" in train else "train::trainer::max_epochs"
+    overrides.setdefault(length, config.epochs)
+    weights = running.finetune(
+        bundle,
+        Path(config.data),
+        Path(config.out),
+        overrides=overrides,
+        device=config.device,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        trust=config.trust,
+    )
+    if config.json:
+        print_json({"bundle": config.out, "weights": str(weights)})
+    else:
+        print(f"fine-tuned: {weights}; `crossband bundle run {config.out} images/` uses it")
+
+
+def _network_problems(bundle: Bundle) -> list[str]:
+    """Build the network and run it once on the shape that the metadata promises."""
+    from monai.bundle import verify_net_in_out
+
+    from crossband.shared.bundles.running import cause_of, quiet_monai
+
+    try:
+        with quiet_monai():
+            verify_net_in_out(
+                "network_def",
+                meta_file=str(bundle.config_file("metadata")),
+                config_file=str(bundle.config_file("inference")),
+                device="cpu",
+                bundle_root=str(bundle.root),
+            )
+    except Exception as error:  # whatever the network raises is the finding
+        return [f"network: {cause_of(error)}"]
+    return []
+
+
+def _weights(bundle: Bundle) -> str:
+    path = bundle.weights
+    if path is None:
+        return "none"
+    return f"{path.relative_to(bundle.root)}, {path.stat().st_size / 2**20:.1f} MB"
+
+
+def _print_findings(found: list[Any]) -> None:
+    if found:
+        print("\nnot on the allow-list (would need --trust):")
+        for item in found:
+            print(f"  {item}")
+    else:
+        print("\neverything that the configuration runs is on the allow-list")
+
+
+def _need_monai() -> None:
+    for package in ("monai", "ignite", "jsonschema"):
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(error.name or package, "medical") from error

@@ -1,0 +1,310 @@
+"""Running and fine-tuning bundles, through MONAI's own workflow, in this process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from crossband.shared.bundles.folder import Bundle
+from crossband.shared.devices import select_device
+from crossband.shared.errors import ConfigError, CrossbandError, DataError
+from crossband.shared.files import json_text, write_text
+
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".mha", ".mhd"),
+    *(".nrrd", ".npy"),
+)
+
+
+def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+    """Find medical images among files and in folders, all levels, hidden files left out.
+
+    Raises:
+        DataError: an input that does not exist, or no image.
+    """
+    found: list[Path] = []
+    for item in map(Path, inputs):
+        if item.is_dir():
+            found += sorted(
+                path
+                for path in item.rglob("*")
+                if path.is_file() and path.name.lower().endswith(SUFFIXES) and path.name[0] != "."
+            )
+        elif item.is_file():
+            found.append(item)
+        else:
+            raise DataError(f"{item} does not exist: give images or folders of them.")
+    if not found:
+        raise DataError(
+            f"There is no image in {', '.join(map(str, inputs))} ({', '.join(SUFFIXES)})."
+        )
+    return found
+
+
+def readable_images(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Read every image once with MONAI's readers; return the good ones, and why others are not."""
+    from monai.transforms import LoadImage
+
+    good: list[Path] = []
+    broken: dict[Path, str] = {}
+    with quiet_monai():
+        reader = LoadImage(image_only=True)
+    for path in paths:
+        if not path.stat().st_size:
+            broken[path] = f"{path} is empty (0 bytes): copy it again."
+            continue
+        try:
+            with quiet_monai():
+                reader(str(path))
+            good.append(path)
+        except Exception as error:  # readers raise many kinds on damaged files
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            broken[path] = f"{path} cannot be read ({reason[:100]}): copy or convert it again."
+    return good, broken
+
+
+def run_inference(
+    bundle: Bundle,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    device: str = "auto",
+    settings: dict[str, Any] | None = None,
+    trust: bool = False,
+) -> None:
+    """Run inference.json on images; results go to `out` as the bundle writes them.
+
+    Raises:
+        UnsafeBundleError: a configuration that is not all on the allow-list, untrusted.
+        CrossbandError: the workflow failed.
+    """
+    bundle.require_safe(trust=trust)
+    config = bundle.config_file("inference")
+    content = bundle.configs[config.name]
+    overrides = _common(bundle, content, device)
+    out.mkdir(parents=True, exist_ok=True)
+    overrides["output_dir"] = str(out.resolve())
+    overrides["dataset_dir"] = str(images[0].resolve().parent)
+    dataset = content.get("dataset")
+    if not isinstance(dataset, dict) or "data" not in dataset:
+        raise CrossbandError(
+            f"{config} has no dataset#data, so images cannot be given to it: run it by "
+            "`python -m monai.bundle run` with its own data."
+        )
+    key = image_key(content)
+    overrides["dataset#data"] = [{key: str(path.resolve())} for path in images]
+    run_workflow(bundle, [config], "inference", overrides | (settings or {}), trust=trust)
+
+
+def finetune(
+    bundle: Bundle,
+    data: Path,
+    out: Path,
+    *,
+    overrides: dict[str, Any],
+    device: str = "auto",
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    trust: bool = False,
+) -> Path:
+    """Run train.json on new data in a copy of the bundle, whose model.pt becomes the best found.
+
+    Args:
+        bundle: To start from; it is left as it is.
+        data: Folder with dataset.json (Decathlon form), or with images/ and labels/ of equal names.
+        out: Folder of the new bundle.
+        overrides: Settings of train.json to change; ids that it does not have are refused.
+        device: Where to compute.
+        val_fraction: Part of images/ that is held back to validate.
+        seed: Of that choice.
+        trust: Run whatever the configuration says.
+
+    Raises:
+        UnsafeBundleError: a configuration that is not all on the allow-list, untrusted.
+        ConfigError: `out` exists, or settings that train.json does not have.
+        DataError: no data found.
+        CrossbandError: the workflow failed, or left no weights.
+    """
+    import torch
+
+    bundle.require_safe(trust=trust)
+    config = bundle.config_file("train")
+    content = bundle.configs[config.name]
+    missing = [name for name in overrides if not _has(content, name)]
+    if missing:
+        raise ConfigError(
+            f"{config.name} has no setting {missing[0]!r}: change one that it has by --set."
+        )
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty: name a new folder for the fine-tuned bundle.")
+    listing = dataset_json(data, val_fraction, seed)
+    shutil.copytree(bundle.root, out, dirs_exist_ok=True)
+    copy = Bundle(out, out)
+    if not (data / "dataset.json").is_file():
+        write_text(out / "dataset.json", json_text(listing))
+    given = {"dataset_dir": str(data.resolve()), **_common(copy, content, device), **overrides}
+    if _has(content, "data_list_file_path"):
+        path = data if (data / "dataset.json").is_file() else out
+        given["data_list_file_path"] = str((path / "dataset.json").resolve())
+    before = set((out / "models").glob("*.pt"))
+    run_workflow(copy, [copy.config_file("train")], "train", given, trust=trust)
+    made = sorted(set((out / "models").glob("*.pt")) - before, key=lambda p: p.stat().st_mtime)
+    best = next((p for p in made if "best" in p.name), made[-1] if made else None)
+    if best is None:
+        raise CrossbandError(
+            f"Training ended but wrote no weights to {out / 'models'}: its train.json has no "
+            "CheckpointSaver there."
+        )
+    state = torch.load(best, map_location="cpu", weights_only=True)
+    torch.save(state.get("model", state), out / "models" / "model.pt")
+    return out / "models" / "model.pt"
+
+
+def dataset_json(data: Path, val_fraction: float, seed: int) -> dict[str, Any]:
+    """Return the list of a data set: its dataset.json, or made from images/ and labels/.
+
+    Raises:
+        DataError: neither is there, or too few pairs.
+    """
+    if (data / "dataset.json").is_file():
+        return json.loads((data / "dataset.json").read_text(encoding="utf-8"))
+    if not (data / "images").is_dir() or not (data / "labels").is_dir():
+        raise DataError(f"{data} holds neither dataset.json nor images/ and labels/.")
+    labels = {path.stem: path for path in find_images([data / "labels"])}
+    pairs = [
+        {"image": str(path.resolve()), "label": str(labels[path.stem].resolve())}
+        for path in find_images([data / "images"])
+        if path.stem in labels
+    ]
+    held = max(1, round(val_fraction * len(pairs)))
+    if len(pairs) <= held:
+        raise DataError(
+            f"{data} holds {len(pairs)} image(s) with a label of the same name: too few."
+        )
+    random.Random(seed).shuffle(pairs)
+    return {"training": pairs[held:], "validation": pairs[:held]}
+
+
+def run_workflow(
+    bundle: Bundle,
+    configs: Sequence[Path],
+    kind: str,
+    overrides: dict[str, Any],
+    *,
+    trust: bool = False,
+) -> None:
+    """Run configuration files of a bundle by MONAI's ConfigWorkflow.
+
+    The bundle's logging.conf is not applied: its format can run code.
+
+    Raises:
+        CrossbandError: the workflow failed; its last cause is told.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    with quiet_monai(), _importable(bundle.root if trust else None):
+        try:
+            workflow = ConfigWorkflow(
+                config_file=[str(path) for path in configs],
+                meta_file=str(bundle.config_file("metadata")),
+                logging_file=False,
+                workflow_type=kind,
+                **overrides,
+            )
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+        except (KeyboardInterrupt, CrossbandError):
+            raise
+        except Exception as error:  # a configuration can fail in any way
+            raise CrossbandError(f"{configs[0]} failed: {cause_of(error)}") from error
+
+
+def missing_ids(bundle: Bundle, kind: str) -> list[str]:
+    """Return the ids that MONAI wants in a workflow and that are not there; nothing is built."""
+    from monai.bundle.properties import InferProperties, TrainProperties
+    from monai.utils.enums import BundleProperty, BundlePropertyConfig
+
+    wanted = {"inference": InferProperties, "train": TrainProperties}[kind]
+    content = {**bundle.configs[bundle.config_file(kind).name], "_meta_": bundle.metadata}
+    ids = [
+        rule[BundlePropertyConfig.ID] for rule in wanted.values() if rule[BundleProperty.REQUIRED]
+    ]
+    return [name for name in ids if not _has(content, name)]
+
+
+def image_key(config: dict[str, Any]) -> str:
+    """Return the key under which a workflow reads its image."""
+    for node in _nodes(config):
+        target = str(node.get("_target_", ""))
+        if target.rpartition(".")[2] in ("LoadImaged", "LoadImageDict", "LoadImageD"):
+            keys = node.get("keys", "image")
+            key = keys if isinstance(keys, str) else keys[0]
+            return "image" if key.startswith(("@", "$")) else key
+    return "image"
+
+
+def _nodes(node: Any) -> list[dict[str, Any]]:
+    if isinstance(node, dict):
+        return [node, *(n for value in node.values() for n in _nodes(value))]
+    if isinstance(node, list):
+        return [n for value in node for n in _nodes(value)]
+    return []
+
+
+def _has(config: dict[str, Any], name: str) -> bool:
+    node: Any = config
+    for part in name.replace("#", "::").split("::"):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _common(bundle: Bundle, content: dict[str, Any], device: str) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"bundle_root": str(bundle.root.resolve())}
+    if "device" in content and device != "auto":
+        chosen["device"] = f"$torch.device('{select_device(device).type}')"
+    return chosen
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the sentence of the first exception in a chain: MONAI wraps it several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())[:300] or "no message"
+    return f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def quiet_monai() -> Iterator[None]:
+    """Quieten MONAI's log and its warning that configurations run code, which is checked."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _importable(folder: Path | None) -> Iterator[None]:
+    """Make a trusted bundle's scripts/ importable for the time of a run."""
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))

@@ -1,0 +1,51 @@
+"""The pyramid of UNIP (ICLR 2025) and, with four different maps, of BEiT's segmentation models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from crossband.shared.errors import ConfigError
+
+
+class LLFPN(nn.Module):
+    """Last-layer feature pyramid: four scales of one map, or of four maps of one stride.
+
+    Keys are the authors' (`fpn1.0.weight`, ...).
+
+    Args:
+        channels: D, of every map.
+        stride: Of the maps that come in.
+
+    Attributes:
+        out_channels: D four times.
+        strides: A quarter of `stride`, a half, itself, twice.
+    """
+
+    def __init__(self, channels: int, stride: int = 16) -> None:
+        """Build the transposed convolutions."""
+        super().__init__()
+        self.out_channels = [channels] * 4
+        self.strides = [stride // 4, stride // 2, stride, 2 * stride]
+        self.fpn1 = nn.Sequential(
+            nn.ConvTranspose2d(channels, channels, 2, stride=2),
+            nn.BatchNorm2d(channels),
+            nn.GELU(),
+            nn.ConvTranspose2d(channels, channels, 2, stride=2),
+        )
+        self.fpn2 = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, stride=2))
+        self.fpn3 = nn.Identity()
+        self.fpn4 = nn.MaxPool2d(2, stride=2)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Map one or four (B, D, h, w) to (B, D, 4h, 4w), (2h, 2w), (h, w), (h // 2, w // 2).
+
+        Raises:
+            ConfigError: another number of maps.
+        """
+        if len(maps) not in (1, 4):
+            raise ConfigError(f"LLFPN takes one map or four, not {len(maps)}.")
+        each = list(maps) * (4 // len(maps))
+        levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
+        return [level(x) for level, x in zip(levels, each, strict=True)]

@@ -1,0 +1,1 @@
+"""crossband inside other libraries: import a module here and its models are known there."""

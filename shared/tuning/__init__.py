@@ -1,0 +1,1 @@
+"""Tuning a pre-trained network with few parameters: linear probing, LoRA."""

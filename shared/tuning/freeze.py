@@ -1,0 +1,55 @@
+"""Which parameters are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from crossband.shared.errors import ConfigError
+
+
+def train_only(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Freeze all parameters but those whose names match.
+
+    Args:
+        model: Network, changed in place.
+        patterns: Shell patterns of parameter names, as `head.*`.
+
+    Returns:
+        Names of the parameters that are trained.
+
+    Raises:
+        ConfigError: a pattern that matches nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"No parameter of {type(model).__name__} matches {pattern!r}.")
+    chosen = [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return chosen
+
+
+def linear_probe(model: nn.Module, head: str = "head") -> list[str]:
+    """Train the head alone; batch norms of all else keep their statistics in training too.
+
+    Args:
+        model: Network, changed in place.
+        head: Name of the module that is trained.
+
+    Returns:
+        Names of the parameters that are trained.
+
+    Raises:
+        ConfigError: no such module, or one without parameters.
+    """
+    chosen = train_only(model, [f"{head}.*"])
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and not f"{name}.".startswith(f"{head}."):
+            module.eval()
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+    return chosen
