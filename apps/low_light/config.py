@@ -114,16 +114,21 @@ class SizeConfig:
     fit: Literal["auto", "whole", "tile", "resize", "native"] = option(
         "auto",
         "whole: patch grids are resized; tile: overlapping tiles; resize: to the network's size "
-        "and back; native: left at its size (the authors' script)",
+        "and back; native: left there (the authors' script)",
     )
     tile: list[int] = option(
         factory=list, help="height and width of tiles; default: the network's", advanced=True
     )
     overlap: int | None = option(
-        None, "pixels by which tiles overlap; default: 80, less for small tiles", advanced=True
+        None, "pixels by which tiles overlap; default: an eighth of a tile", advanced=True
     )
     global_tone: bool = option(
-        True, "tiles take their brightness from one pass over the whole image", advanced=True
+        True,
+        "take everything coarse from one pass over the whole image at the network's size",
+        advanced=True,
+    )
+    lift: bool = option(
+        True, "multiply photographs darker than any in training, in linear light", advanced=True
     )
     max_megapixels: float = option(200.0, "refuse larger images", advanced=True)
 

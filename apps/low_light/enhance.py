@@ -11,12 +11,14 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from crossband.apps.low_light.baselines import create_rival
 from crossband.apps.low_light.config import MethodConfig, PredictConfig, SizeConfig
+from crossband.apps.low_light.data.dimming import from_linear, to_linear
 from crossband.apps.low_light.model import TML, fuse_for_inference
 from crossband.apps.low_light.sheets import write_comparison
-from crossband.apps.low_light.tiling import run_strips, run_tiled, run_whole
+from crossband.apps.low_light.tiling import Network, run_strips, run_tiled, run_whole
 from crossband.shared.checkpoints import load_checkpoint, load_state
 from crossband.shared.data.images import SUFFIXES, find_photos, read_photo, write_photo
 from crossband.shared.devices import AUTOCAST, select_device
@@ -25,9 +27,10 @@ from crossband.shared.export import is_exported, load_exported
 from crossband.shared.prediction import predict_each
 
 WHOLE_PIXELS = 1_500_000  # larger images are tiled, to bound the memory
-BASE_PIXELS = 300_000  # of the pass over the whole image that gives tiles their brightness
 TILE = 640  # side of tiles for networks of any size
-OVERLAP = 80  # of tiles from 320 pixels on
+TONE_CELL = 4  # pixels of the network's size: what is coarser than this is tone
+LARGEST_LIFT = 64.0  # of very dark photographs, in linear light
+OVERLAP = 80  # at most; an eighth of a tile
 STRIP_PIXELS = 1_000_000
 COMPARE = "compare"
 
@@ -135,15 +138,41 @@ class Enhancer:
             if self.reach is None or height * width <= STRIP_PIXELS:
                 return self.run(image[None].float() / white)[0]
             return run_strips(image, self.run, self.reach, max(1, STRIP_PIXELS // width), white)
-        if fit in ("resize", "native"):
-            return self._resized(pixels, back=fit == "resize")
+        if fit == "native":
+            return self.run(self._to_native(pixels))[0]
+        run = self._lifted(pixels) if size.lift else self.run
+        if fit == "resize" or (height, width) == self.native:
+            bright = run(self._to_native(pixels))
+            bright = F.interpolate(
+                bright, (height, width), mode="bicubic", antialias=True, align_corners=False
+            )
+            return bright[0]
+        tone = None
+        if size.global_tone:
+            cells = [max(1, side // TONE_CELL) for side in self.native]
+            tone = F.adaptive_avg_pool2d(run(self._to_native(pixels)), cells)
         if fit == "whole":
-            return run_whole(image[None].float() / white, self.run, self.multiple)[0]
+            return run_whole(image[None].float() / white, run, self.multiple, tone)[0]
         tile = self._tile(size)
-        one = height <= tile[0] and width <= tile[1]
-        base = self._base(pixels) if size.global_tone and not one else None
-        overlap = min(OVERLAP, min(tile) // 4) if size.overlap is None else size.overlap
-        return run_tiled(image, self.run, tile, overlap, white=white, base=base)
+        overlap = min(OVERLAP, min(tile) // 8) if size.overlap is None else size.overlap
+        return run_tiled(image, run, tile, overlap, white=white, tone=tone)
+
+    def _lifted(self, pixels: np.ndarray) -> Network:
+        """Return the network, and before it a gain for photographs darker than it ever saw.
+
+        The gain is one number for the photograph, in linear light, which brings its mean to that
+        of the darkest tenth of what the network was trained on.
+        """
+        darkest = self.config.get("darkest_light")
+        if not darkest:
+            return self.run
+        assert self.native is not None
+        small = cv2.resize(pixels, self.native[::-1], interpolation=cv2.INTER_AREA)
+        light = float(to_linear(_unit(small)).mean())
+        gain = min(LARGEST_LIFT, darkest / max(light, 1e-9))
+        if gain <= 1:
+            return self.run
+        return lambda image: self.run(from_linear((to_linear(image) * gain).clamp(max=1)))
 
     def _fit(self, size: SizeConfig, pixels: int) -> str:
         if size.fit == "whole" and self.native is not None and not self.multiple:
@@ -170,36 +199,15 @@ class Enhancer:
             )
         return tile
 
-    def _base(self, pixels: np.ndarray) -> Tensor:
-        """Return the reduced result (1, 3, h, w) for the whole image."""
-        if not self.multiple:
-            return self.run(self._to_native(pixels))
-        height, width = pixels.shape[:2]
-        factor = min(1.0, (BASE_PIXELS / (height * width)) ** 0.5)
-        reduced = cv2.resize(
-            pixels,
-            (max(1, round(width * factor)), max(1, round(height * factor))),
-            interpolation=cv2.INTER_AREA,
-        )
-        return run_whole(_unit(reduced), self.run, self.multiple)
-
     def _to_native(self, pixels: np.ndarray) -> Tensor:
         """Resize as the authors' script does: bilinear with antialiasing, aspect ignored."""
         assert self.native is not None
         image = _unit(pixels)
-        resized = torch.nn.functional.interpolate(
+        resized = F.interpolate(
             image, self.native, mode="bilinear", antialias=True, align_corners=False
         )
         white = np.iinfo(pixels.dtype).max
         return (resized * white).round() / white  # as a file of the same depth would hold it
-
-    def _resized(self, pixels: np.ndarray, *, back: bool) -> Tensor:
-        bright = self.run(self._to_native(pixels))
-        if back:
-            bright = torch.nn.functional.interpolate(
-                bright, pixels.shape[:2], mode="bicubic", antialias=True, align_corners=False
-            )
-        return bright[0]
 
 
 def load_tml(path: str | Path) -> tuple[TML, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def _write(
         "images": len(scenes),
         "metrics": {name: EXPLANATION[name] for name in columns},
         "gt_mean": config.gt_mean,
-        "fit": config.size.fit,
+        "size": asdict(config.size),
         "scored_at": "the size of the file; results are brought back to it",
         "machine": machine(),
         "notes": notes,

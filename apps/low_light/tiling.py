@@ -27,20 +27,22 @@ def pad_to(image: Tensor, height: int, width: int) -> Tensor:
     return F.pad(image, (0, columns, 0, rows), mode="replicate") if rows or columns else image
 
 
-def run_whole(image: Tensor, network: Network, multiple: int) -> Tensor:
+def run_whole(image: Tensor, network: Network, multiple: int, tone: Tensor | None = None) -> Tensor:
     """Run an image in one piece, padded to the multiple that the network takes.
 
     Args:
         image: (B, 3, H, W).
         network: Maps sizes that are multiples to the same size.
         multiple: Of both sides.
+        tone: As for `run_tiled`.
 
     Returns:
         (B, 3, H, W).
     """
     height, width = image.shape[-2:]
     padded = pad_to(image, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
-    return network(padded)[..., :height, :width]
+    found = network(padded)[..., :height, :width]
+    return found if tone is None else found + _tone_error(found, tone, (0, 0), (height, width))
 
 
 def run_tiled(
@@ -50,7 +52,7 @@ def run_tiled(
     overlap: int,
     *,
     white: float = 1.0,
-    base: Tensor | None = None,
+    tone: Tensor | None = None,
 ) -> Tensor:
     """Run an image in tiles, faded over linearly where they overlap.
 
@@ -62,9 +64,9 @@ def run_tiled(
         tile: Height and width of a tile.
         overlap: Pixels by which neighbours overlap at least.
         white: Value that the network calls 1.
-        base: Reduced result for the whole image (1, 3, h, w). Tiles keep their detail and take
-            from it everything coarser than its pixels, so that no tile is brighter than its
-            neighbour.
+        tone: Coarse result for the whole image (1, 3, h, w), from a pass at the network's own
+            size. The result keeps its detail and takes from this everything coarser than its
+            cells, so that no tile is brighter than its neighbour.
 
     Returns:
         float32 (3, H, W).
@@ -84,8 +86,8 @@ def run_tiled(
             part = image[None, :, top : top + tile[0], left : left + tile[1]].float() / white
             inner = part.shape[-2:]
             found = network(pad_to(part, *tile))[..., : inner[0], : inner[1]].float()
-            if base is not None:
-                found = found + _coarse_error(found, base, (top, left), (height, width))
+            if tone is not None:
+                found = found + _tone_error(found, tone, (top, left), (height, width))
             result[:, top : top + inner[0], left : left + inner[1]] += (
                 found[0] * down[: inner[0], None] * across[None, : inner[1]]
             )
@@ -114,19 +116,19 @@ def run_strips(image: Tensor, network: Network, reach: int, rows: int, white: fl
     return torch.cat(parts, dim=1)
 
 
-def _coarse_error(
-    found: Tensor, base: Tensor, place: tuple[int, int], size: tuple[int, int]
+def _tone_error(
+    found: Tensor, tone: Tensor, place: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Return the smooth difference between the whole image's result and a tile's."""
+    """Return the smooth difference between the whole image's tone and a tile's."""
     inner = found.shape[-2:]
-    # Where the tile's cells lie in the base, in its normalised coordinates from -1 to 1.
-    cells = [max(1, round(n * b / s)) for n, b, s in zip(inner, base.shape[-2:], size, strict=True)]
+    # Where the tile's cells lie in the tone, in its normalised coordinates from -1 to 1.
+    cells = [max(1, round(n * b / s)) for n, b, s in zip(inner, tone.shape[-2:], size, strict=True)]
     axes = [
         (2 * (start + (torch.arange(count) + 0.5) * n / count) / s - 1)
         for start, count, n, s in zip(place, cells, inner, size, strict=True)
     ]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
-    wanted = F.grid_sample(base, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    wanted = F.grid_sample(tone, grid, mode="bilinear", padding_mode="border", align_corners=False)
     error = wanted - F.adaptive_avg_pool2d(found, cells)
     return F.interpolate(error, inner, mode="bilinear", align_corners=False)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crossband.apps.low_light.config import DataConfig, TrainConfig
-from crossband.apps.low_light.data.dimming import dim, get_camera
+from crossband.apps.low_light.data.dimming import dim, get_camera, to_linear
 from crossband.apps.low_light.data.pairs import Pair, Pairs, find_pairs, readable_pairs
 from crossband.apps.low_light.data.photos import (
     Photos,
@@ -49,6 +49,7 @@ STAGES = ("troublemaker", "predictor", "enhancer")
 _PART = {"troublemaker": "tm", "predictor": "pm", "enhancer": "em"}
 _VALIDATION_SEED = 20_240_204
 _DRAWS = 4  # ways to darken a validation photograph
+_LIGHT_PHOTOS = 64  # training photographs that tell how dark it gets
 
 
 @dataclass
@@ -165,6 +166,8 @@ def train(config: TrainConfig) -> None:
             part.write_results({"best": book.best, "history": book.history})
         trained[stage] = load_stage(part.best, stage)
     description = _description(config, material, folder, stages)
+    if "predictor" in trained:
+        description["darkest_light"] = darkest_light(config, material, trained)
     save_final(folder, trained, description)
     images = validation_images(config, material, trained) if "predictor" in trained else []
     names = [path.name for path in material.photos["val"]]
@@ -371,6 +374,24 @@ def validation_images(
         dark = denormalise(prepared[index]["image"][None])[0].clamp(0, 1)
         images.append(((dark * 255).round() / 255, items[index]["target"]))
     return images
+
+
+def darkest_light(config: TrainConfig, material: Material, trained: dict[str, UGDC]) -> float:
+    """Return the mean linear light that a tenth of the darkened training photographs stay below.
+
+    Photographs that are darker still are lifted to it before the network sees them.
+    """
+    items = Photos(material.photos["train"], _size(config), material.store, random=False)
+    darken = Darken(config.dimming, config.camera, trained.get("troublemaker"))
+    step = -(-len(items) // _LIGHT_PHOTOS)
+    levels = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(_VALIDATION_SEED)
+        for index in range(0, len(items), step):
+            for _ in range(_DRAWS):
+                dark = denormalise(darken(items[index]["target"][None])).clamp(0, 1)
+                levels.append(float(to_linear(dark).mean()))
+    return float(torch.tensor(levels).quantile(0.1))
 
 
 def _try_one_batch(

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from crossband.apps.low_light.config import SizeConfig
+from crossband.apps.low_light.data.dimming import to_linear
 from crossband.apps.low_light.enhance import Enhancer
 from crossband.apps.low_light.model import TML
 from crossband.apps.main import main
@@ -87,11 +88,42 @@ def test_large_photographs_are_tiled_and_bounded(free, monkeypatch) -> None:
     run = enhancer.run
     enhancer.run = lambda x: sizes.append(tuple(x.shape[-2:])) or run(x)
     enhancer.predict(photo(200, 300), SizeConfig(overlap=16))
-    assert sizes[0] == (240, 320)  # the pass over the whole, here not reduced
+    assert sizes[0] == (80, 160)  # the pass over the whole, at the network's size
     assert set(sizes[1:]) == {(80, 80)} and len(sizes) == 1 + 3 * 5
     sizes.clear()
     enhancer.predict(photo(200, 300), SizeConfig(overlap=16, global_tone=False))
     assert set(sizes) == {(80, 80)}
+    sizes.clear()
+    enhancer.predict(photo(200, 300), SizeConfig(fit="whole"))
+    assert sizes == [(80, 160), (240, 320)]
+
+
+def test_everything_coarse_comes_from_the_pass_at_the_networks_size(free) -> None:
+    """A network whose brightness depends on the size that it sees must not show it."""
+    enhancer = load(free)
+    enhancer.run = lambda x: x * (2.0 if tuple(x.shape[-2:]) == (80, 160) else 3.0)
+    image = np.full((240, 320, 3), 40, np.uint8)
+    for fit in ("tile", "whole"):
+        assert (enhancer.predict(image, SizeConfig(fit=fit)) == 80).all()
+    loose = enhancer.predict(image, SizeConfig(fit="whole", global_tone=False))
+    assert (loose == 120).all()
+
+
+def test_what_is_darker_than_training_is_lifted_first(tmp_path: Path) -> None:
+    """By one gain in linear light, up to the darkest light of training."""
+    path = checkpoint(tmp_path / "w.safetensors")
+    enhancer = load(path)
+    seen = []
+    enhancer.run = lambda x: seen.append(x.clone()) or x
+    enhancer.config["darkest_light"] = 0.01
+    dark = np.full((80, 160, 3), 10, np.uint8)
+    enhancer.enhance(dark, SizeConfig())
+    assert float(to_linear(seen[-1]).mean()) == pytest.approx(0.01, rel=1e-3)
+    bright = np.full((80, 160, 3), 90, np.uint8)
+    for image, size in ((bright, SizeConfig()), (dark, SizeConfig(lift=False)),
+                        (dark, SizeConfig(fit="native"))):  # fmt: skip
+        enhancer.enhance(image, size)
+        torch.testing.assert_close(seen[-1].mean().item(), image.mean() / 255)
 
 
 def test_ways_that_a_network_does_not_have_are_refused(fixed, free) -> None:

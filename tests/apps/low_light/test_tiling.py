@@ -19,11 +19,11 @@ def test_padding_keeps_the_image_and_reaches_the_size(size) -> None:
 
 @pytest.mark.parametrize("size", [(50, 50), (64, 64), (65, 130), (100, 333), (129, 64), (191, 97)])
 @pytest.mark.parametrize("overlap", [0, 8, 40, 63])
-@pytest.mark.parametrize("base", [False, True])
-def test_a_network_that_does_nothing_gives_the_image_back(size, overlap, base) -> None:
+@pytest.mark.parametrize("tone", [False, True])
+def test_a_network_that_does_nothing_gives_the_image_back(size, overlap, tone) -> None:
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-    small = F.adaptive_avg_pool2d(image[None].float() / 255, size) if base else None
-    found = run_tiled(image, lambda x: x, (64, 64), overlap, white=255, base=small)
+    small = F.adaptive_avg_pool2d(image[None].float() / 255, size) if tone else None
+    found = run_tiled(image, lambda x: x, (64, 64), overlap, white=255, tone=small)
     torch.testing.assert_close(found, image.float() / 255, rtol=1e-4, atol=1e-4)
 
 
@@ -35,12 +35,12 @@ def test_tiles_of_unequal_brightness_leave_no_seam() -> None:
         return x - x.mean() + 0.5
 
     image[:, :, 150:] += 0.3  # the right half is brighter
-    base = F.adaptive_avg_pool2d(image[None], (50, 75))
+    tone = F.adaptive_avg_pool2d(image[None], (50, 75))
     plain = run_tiled(image, moody, (80, 80), 16)
-    held = run_tiled(image, moody, (80, 80), 16, base=base)
+    held = run_tiled(image, moody, (80, 80), 16, tone=tone)
     assert abs(float(plain[:, :, 250:].mean() - plain[:, :, :50].mean())) < 0.1
     assert float(held[:, :, 250:].mean() - held[:, :, :50].mean()) == pytest.approx(0.3, abs=0.02)
-    # What is finer than the base's pixels is the tiles': the texture stays.
+    # What is finer than the tone's cells is the tiles': the texture stays.
     assert float((held - image).abs().mean()) < 0.02
 
 

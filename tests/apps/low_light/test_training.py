@@ -47,6 +47,7 @@ def test_three_stages_leave_one_checkpoint_and_a_report(three_stages: Path) -> N
     assert config["model"]["name"] == "tml" and config["model"]["arguments"]["stem"] == 2
     assert list(config["stages"]) == ["troublemaker", "predictor", "enhancer"]
     assert len(config["protocol"]["fingerprints"]) == 4
+    assert 0 < config["darkest_light"] < 1
     for stage in config["stages"]:
         assert (three_stages / stage / "metrics.csv").is_file()
     results = json.loads((three_stages / "metrics.json").read_text())
