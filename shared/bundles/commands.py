@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from crossband.shared.bundles.config import (
     RunConfig,
     WriteConfig,
 )
-from crossband.shared.bundles.folder import Bundle
+from crossband.shared.bundles.folder import GIVEN, Bundle
 from crossband.shared.cli.output import format_table, print_json
 from crossband.shared.errors import (
     EXIT_FAILED,
@@ -47,17 +48,18 @@ def info(config: InfoConfig) -> None:
         return
     shown = ("name", "version", "task", "description", "authors", "copyright", "intended_use")
     rows = [(name, str(meta[name])) for name in shown if name in meta]
-    for side in ("inputs", "outputs"):
-        for name, spec in meta.get("network_data_format", {}).get(side, {}).items():
-            shape = " x ".join(map(str, spec.get("spatial_shape", []))) or "-"
-            text = f"{name}: {spec.get('num_channels', '?')} channel(s), {shape}"
-            rows.append((side, f"{text}, {spec.get('modality', spec.get('format', ''))}"))
-            if side == "outputs" and spec.get("channel_def"):
-                rows.append(("classes", ", ".join(map(str, spec["channel_def"].values()))))
-    if meta.get("eval_metrics"):
-        rows.append(("metrics", ", ".join(f"{k} {v}" for k, v in meta["eval_metrics"].items())))
-    packages = meta.get("required_packages_version", meta.get("optional_packages_version", {}))
-    rows.append(("needs", ", ".join(f"{k} {v}" for k, v in packages.items()) or "-"))
+    for side, name, spec in _tensors(meta):
+        shape = " x ".join(map(str, spec.get("spatial_shape", []))) or "-"
+        text = f"{name}: {spec.get('num_channels', '?')} channel(s), {shape}"
+        rows.append((side, f"{text}, {spec.get('modality', spec.get('format', ''))}"))
+        if side == "outputs" and isinstance(spec.get("channel_def"), dict):
+            rows.append(("classes", ", ".join(map(str, spec["channel_def"].values()))))
+    packages = "required_packages_version", "optional_packages_version"
+    for word, names in (("metrics", ("eval_metrics",)), ("needs", packages)):
+        for found_name in names:
+            if isinstance(meta.get(found_name), dict):
+                pairs = ", ".join(f"{k} {v}" for k, v in meta[found_name].items())
+                rows.append((word, pairs or "-"))
     rows.append(("workflows", ", ".join(bundle.workflows)))
     rows.append(("weights", _weights(bundle)))
     rows.append(("own code", ", ".join(map(str, bundle.scripts)) or "none"))
@@ -123,10 +125,16 @@ def run(config: RunConfig) -> int | None:
     _need_monai()
     if not config.inputs:
         raise ConfigError("bundle run needs images after the bundle: files or folders.")
-    from crossband.shared.bundles.running import find_images, readable_images, run_inference
+    from crossband.shared.bundles.running import (
+        find_images,
+        readable_images,
+        require_settings,
+        run_inference,
+    )
 
     bundle = Bundle.open(config.bundle)
     bundle.require_safe(trust=config.trust)
+    require_settings(bundle, "inference", config.set)
     images = find_images(config.inputs)
     out = Path(config.out)
     if any(path.resolve().is_relative_to(out.resolve()) for path in images):
@@ -193,11 +201,21 @@ def _network_problems(bundle: Bundle) -> list[str]:
                 meta_file=str(bundle.config_file("metadata")),
                 config_file=str(bundle.config_file("inference")),
                 device="cpu",
-                bundle_root=str(bundle.root),
+                **{name: str(bundle.root) for name in GIVEN},
             )
     except Exception as error:  # whatever the network raises is the finding
         return [f"network: {cause_of(error)}"]
     return []
+
+
+def _tensors(meta: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield side, name and description of what goes in and out; what is malformed is left out."""
+    formats = meta.get("network_data_format")
+    for side in ("inputs", "outputs"):
+        tensors = formats.get(side) if isinstance(formats, dict) else None
+        for name, spec in tensors.items() if isinstance(tensors, dict) else ():
+            if isinstance(spec, dict):
+                yield side, name, spec
 
 
 def _weights(bundle: Bundle) -> str:

@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
-from crossband.shared.bundles.safety import Finding, findings, targets
+from crossband.shared.bundles.safety import Finding, findings, raw_problems, targets
+from crossband.shared.checkpoints import read_pickle
 from crossband.shared.errors import CrossbandError, DataError
 
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 _CONFIGS = (".json", ".yaml", ".yml")
-# Ids whose values a command sets, so that what stands in the file does not matter.
-OVERRIDDEN = ("bundle_root", "dataset_dir", "output_dir")
+# Ids that every command sets itself, so that what stands in the file does not matter.
+GIVEN = ("bundle_root", "dataset_dir", "output_dir")
 
 
 class UnsafeBundleError(CrossbandError):
@@ -106,19 +107,38 @@ class Bundle:
         """Everything that the configurations would import and call."""
         return sorted(set().union(*(targets(config) for config in self.configs.values())))
 
-    def findings(self, overridden: Sequence[str] = OVERRIDDEN) -> list[Finding]:
-        """What the configurations would do that is not on the allow-list."""
-        found: list[Finding] = []
-        for name, config in self.configs.items():
-            rest = {k: v for k, v in config.items() if k not in overridden}
-            found += findings(rest, name)
-        links = [p for p in self.root.rglob("*") if p.is_symlink()]
-        for link in links:
+    def findings(self) -> list[Finding]:
+        """What the configurations would do that is not on the allow-list; nothing of them runs."""
+        files = {**self.configs, "metadata": self.metadata}
+        found = [Finding(n, problem) for n, c in files.items() for problem in raw_problems(c)]
+        for link in (p for p in self.root.rglob("*") if p.is_symlink()):
             if not link.resolve().is_relative_to(self.root.resolve()):
-                found.append(
-                    Finding(str(link.relative_to(self.root)), "is a link out of the folder")
-                )
-        return found
+                where = str(link.relative_to(self.root))
+                found.append(Finding(where, "is a link out of the folder"))
+        if found:  # a macro must not read what it names
+            return found
+        for name in self.configs:
+            stem = Path(name).stem
+            stems = ["train", stem] if stem == "evaluate" and "train" in self.workflows else [stem]
+            try:
+                config = self.resolved(stems)
+            except Exception as error:  # MONAI raises many kinds on what it cannot resolve
+                reason = " ".join(str(error).split())[:100]
+                found.append(Finding(name, f"cannot be resolved: {reason}"))
+                continue
+            found += findings(config, name, GIVEN)
+        return list(dict.fromkeys(found))
+
+    def resolved(self, stems: Sequence[str]) -> dict[str, Any]:
+        """Return configuration files as MONAI evaluates them, metadata under `_meta_`."""
+        from monai.bundle import ConfigParser
+
+        parser = ConfigParser()
+        parser.read_config([str(self.config_file(stem)) for stem in stems])
+        parser.read_meta(str(self.config_file("metadata")))
+        parser.update(pairs={name: str(self.root) for name in GIVEN})
+        parser.resolve_macro_and_relative_ids()
+        return parser.get()
 
     def require_safe(self, *, trust: bool) -> None:
         """Refuse a bundle that would do more than the allow-list covers, unless it is trusted.
@@ -133,6 +153,8 @@ class Bundle:
                 f"{self.source} was not run: {found[0]}{more if len(found) > 1 else ''}. If you "
                 "trust its authors with everything on this machine, add --trust."
             )
+        for weights in () if trust else sorted((self.root / "models").glob("*.pt")):
+            read_pickle(weights)  # refuses a file that would run code, in one sentence
 
     def metadata_problems(self) -> list[str]:
         """Compare metadata with the specification; return a sentence for each difference."""
@@ -153,6 +175,15 @@ class Bundle:
         raise DataError(f"{self.source} has no configs/{stem}.json or .yaml; there is: {there}.")
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which can make a short file endless."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it uses aliases (*name), which are not read")
+        return super().compose_node(parent, index)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read one configuration file, JSON or YAML, without interpreting it.
 
@@ -161,8 +192,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no mapping of names to settings.")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from crossband.shared.bundles.folder import Bundle
+from crossband.shared.bundles.folder import Bundle, read_config
+from crossband.shared.checkpoints import read_pickle
 from crossband.shared.devices import select_device
 from crossband.shared.errors import ConfigError, CrossbandError, DataError
 from crossband.shared.files import json_text, write_text
@@ -138,34 +138,51 @@ def finetune(
     bundle.require_safe(trust=trust)
     config = bundle.config_file("train")
     content = bundle.configs[config.name]
-    missing = [name for name in overrides if not _has(content, name)]
-    if missing:
-        raise ConfigError(
-            f"{config.name} has no setting {missing[0]!r}: change one that it has by --set."
-        )
+    require_settings(bundle, "train", overrides)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: name a new folder for the fine-tuned bundle.")
     listing = dataset_json(data, val_fraction, seed)
-    shutil.copytree(bundle.root, out, dirs_exist_ok=True)
-    copy = Bundle(out, out)
-    if not (data / "dataset.json").is_file():
-        write_text(out / "dataset.json", json_text(listing))
-    given = {"dataset_dir": str(data.resolve()), **_common(copy, content, device), **overrides}
-    if _has(content, "data_list_file_path"):
-        path = data if (data / "dataset.json").is_file() else out
-        given["data_list_file_path"] = str((path / "dataset.json").resolve())
-    before = set((out / "models").glob("*.pt"))
-    run_workflow(copy, [copy.config_file("train")], "train", given, trust=trust)
-    made = sorted(set((out / "models").glob("*.pt")) - before, key=lambda p: p.stat().st_mtime)
-    best = next((p for p in made if "best" in p.name), made[-1] if made else None)
-    if best is None:
-        raise CrossbandError(
-            f"Training ended but wrote no weights to {out / 'models'}: its train.json has no "
-            "CheckpointSaver there."
-        )
-    state = torch.load(best, map_location="cpu", weights_only=True)
-    torch.save(state.get("model", state), out / "models" / "model.pt")
+    part = out.with_name(f".{out.name}.part")  # a run that fails leaves nothing under the name
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        shutil.copytree(bundle.root, part)
+        copy = Bundle(part, part)
+        if not (data / "dataset.json").is_file():
+            write_text(part / "dataset.json", json_text(listing))
+        given = {"dataset_dir": str(data.resolve()), "output_dir": str((part / "eval").resolve())}
+        given |= {**_common(copy, content, device), **overrides}
+        if _has(content, "data_list_file_path"):
+            path = data if (data / "dataset.json").is_file() else part
+            given["data_list_file_path"] = str((path / "dataset.json").resolve())
+        before = {p: p.stat().st_mtime_ns for p in (part / "models").glob("*.pt")}
+        run_workflow(copy, [copy.config_file("train")], "train", given, trust=trust)
+        made = [p for p in (part / "models").glob("*.pt") if p.stat().st_mtime_ns != before.get(p)]
+        if not made:
+            raise CrossbandError(
+                "Training ended but wrote no weights to models/: its train.json has no "
+                "CheckpointSaver there."
+            )
+        best = max(made, key=lambda p: ("best" in p.name, p.stat().st_mtime_ns))
+        state = read_pickle(best)
+        torch.save(state.get("model", state), part / "models" / "model.pt")
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return out / "models" / "model.pt"
+
+
+def require_settings(bundle: Bundle, kind: str, names: Iterable[str]) -> None:
+    """Refuse settings that a workflow does not have.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    config = bundle.config_file(kind)
+    for name in names:
+        if not _has(bundle.configs[config.name], name):
+            raise ConfigError(f"{config.name} has no setting {name!r}: change one that it has.")
 
 
 def dataset_json(data: Path, val_fraction: float, seed: int) -> dict[str, Any]:
@@ -175,7 +192,7 @@ def dataset_json(data: Path, val_fraction: float, seed: int) -> dict[str, Any]:
         DataError: neither is there, or too few pairs.
     """
     if (data / "dataset.json").is_file():
-        return json.loads((data / "dataset.json").read_text(encoding="utf-8"))
+        return read_config(data / "dataset.json")
     if not (data / "images").is_dir() or not (data / "labels").is_dir():
         raise DataError(f"{data} holds neither dataset.json nor images/ and labels/.")
     labels = {path.stem: path for path in find_images([data / "labels"])}
