@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ _CONTAINERS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "params"),
     "teacher",  # of DINO and iBOT, whose teacher is what is used
 )
+
+# Training scripts save their arguments beside the weights (MAE, DINO, iBOT); a Namespace keeps
+# values and does nothing with them.
+_INERT = (Namespace,)
 
 
 @dataclass(frozen=True)
@@ -146,8 +151,8 @@ def read_pickle(path: str | Path, *, allowed: Sequence[Any] = (), map_location: 
 
     Args:
         path: File that `torch.save` wrote.
-        allowed: What may be built besides tensors and plain containers, as for
-            `torch.serialization.safe_globals`. Anything here is called with arguments that the
+        allowed: What may be built besides tensors, plain containers and `argparse.Namespace`, as
+            for `torch.serialization.safe_globals`. Anything here is called with arguments that the
             file chooses, so nothing general (`getattr`) belongs here.
         map_location: As for `torch.load`.
 
@@ -156,7 +161,7 @@ def read_pickle(path: str | Path, *, allowed: Sequence[Any] = (), map_location: 
     """
     path = _existing(path)
     try:
-        with torch.serialization.safe_globals(list(allowed)):
+        with torch.serialization.safe_globals([*_INERT, *allowed]):
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # the unpickler raises many kinds on damaged files
         if "weights_only" in str(error).lower() and not _damaged_archive(path):

@@ -195,19 +195,42 @@ def _create_by_plugin(prefix: str, name: str, arguments: Mapping[str, Any]) -> n
 def _load(model: nn.Module, weights: str | Path, official: str | None) -> None:
     from crossband.shared.checkpoints import load_state
 
+    state, _ = _read_for(model, weights, official)
     adapt = getattr(model, "adapt_state", dict)
-    load_state(model, adapt(read_weights(weights, official)), str(weights))
+    load_state(model, adapt(state), str(weights))
 
 
 def _load_backbone(model: nn.Module, weights: str | Path, official: str | None) -> None:
     from crossband.shared.backbones.base import load_backbone
-    from crossband.shared.checkpoints import read_state_dict
+
+    state, foreign = _read_for(model, weights, official)
+    left = left_out(foreign, official) if official else []
+    load_backbone(model, state, str(weights), left=left)
+
+
+def _read_for(
+    model: nn.Module, weights: str | Path, official: str | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return weights under our keys, and those of a file that is not ours as they were."""
+    from crossband.shared.checkpoints import HEADER_KEY, read_state_dict
 
     raw, header = read_state_dict(weights)
     state = _translate(raw, header, official)
-    kept = {id(value) for value in state.values()}
-    left = [key for key, value in raw.items() if id(value) not in kept]
-    load_backbone(model, state, str(weights), left=left)
+    if HEADER_KEY in header:
+        return state, {}
+    return getattr(model, "adapt_official", dict)(state), raw
+
+
+def left_out(state: Mapping[str, Tensor], official: str) -> list[str]:
+    """Return the keys of an authors' file that a translator has no use for.
+
+    A translator that does more than to rename keys says so itself by `left_out` beside it.
+    """
+    module = import_module(official.partition(":")[0])
+    if hasattr(module, "left_out"):
+        return module.left_out(state)
+    kept = set(load_object(official)({key: key for key in state}).values())
+    return [key for key in state if key not in kept]
 
 
 def read_weights(path: str | Path, official: str | None) -> dict[str, Tensor]:

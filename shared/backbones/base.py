@@ -155,6 +155,15 @@ class Pyramid(nn.Module):
                 return first[stage] + (block // per_layer if stage == 2 and per_layer else 0)
         return first[-1]
 
+    def stage_index(self, name: str) -> int | None:
+        """Return the stage that a key belongs to, -1 for the stem, None for norms and head."""
+        if re.match(self.stem_pattern, name):
+            return -1
+        for pattern in (self.block_pattern, self.entry_pattern):
+            if found := re.match(pattern, name):
+                return int(found[1]) - self.first_stage
+        return None
+
     def adapt_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Bring weights of another form of the same network to this one's form."""
         return dict(state)
@@ -214,13 +223,27 @@ class PyramidBackbone(Backbone):
 
         timm passes `norm=False`, by which it means a norm after the last stage; the norms of a
         dense network are part of its maps and always apply.
+
+        Raises:
+            ConfigError: a stage that does not exist, or whose norm was dropped.
         """
         _check_format(output_fmt)
-        taken = take_indices(len(self.feature_info), indices)
+        taken = self._take(indices)
         last = max(taken) if stop_early or intermediates_only else len(self.feature_info) - 1
         raw = self._maps(x, last)
         maps = [self._finish(index, raw[index]) for index in taken]
         return maps if intermediates_only else (raw[-1], maps)
+
+    def _take(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return stage numbers; refuse stages whose norms are no longer there."""
+        taken = take_indices(len(self.feature_info), indices)
+        lost = [i for i in taken if self.dense_norms and not hasattr(self, f"norm{i}")]
+        if lost:
+            raise ConfigError(
+                f"{type(self).__name__} keeps norms for the stages {self.out_indices} alone, so it "
+                f"gives no map of stage {lost[0]}: build it with all out_indices that are wanted."
+            )
+        return taken
 
     def _finish(self, index: int, x: Tensor) -> Tensor:
         return self.get_submodule(f"norm{index}")(x) if self.dense_norms else x
@@ -231,8 +254,12 @@ class PyramidBackbone(Backbone):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Keep what the maps of some stages need; return their indices."""
-        taken = take_indices(len(self.feature_info), indices)
+        """Keep what the maps of some stages need; return their indices.
+
+        Raises:
+            ConfigError: a stage that does not exist, or whose norm was dropped.
+        """
+        taken = self._take(indices)
         last = max(taken)
         self._drop_stages_after(last)
         if self.dense_norms:
@@ -414,8 +441,8 @@ def fit_backbone(
     """Make a state dict of a backbone from a file, and warn of what does not belong.
 
     A classifier's `head` and `norm` are left out, as are norms of maps that the network does not
-    give. Output norms of the network that the file lacks keep their present values, if it lacks
-    all of them. All else is returned as it is.
+    give and stages after its last one. Output norms of the network that the file lacks keep their
+    present values, if it lacks all of them. All else is returned as it is.
 
     Args:
         model: Backbone.
@@ -423,15 +450,21 @@ def fit_backbone(
         source: Name of the file, for messages.
         left: Keys of the file that were left out already, to be named too.
     """
+    beyond = []
+    if isinstance(model, Pyramid):
+        stages = len(model.feature_info)
+        beyond = [key for key in state if (model.stage_index(key) or 0) >= stages]
     adapt = getattr(model, "adapt_state", dict)
-    state, own = adapt(state), model.state_dict()
+    state = adapt({key: value for key, value in state.items() if key not in beyond})
+    own = model.state_dict()
     unused = [k for k in state if k not in own and re.match(r"(head|fc_norm|pool|norm\d?)\.", k)]
     norms = [k for k in own if re.match(r"norm\d\.", k)]
     filled = {} if any(k in state for k in norms) else {k: own[k] for k in norms}
     parts = []
-    if names := _groups([*left, *unused]):
+    numbered = [f"{re.match(r'.*?[0-9]+', key)[0]}.*" for key in beyond]
+    if names := ", ".join(sorted({*_groups([*left, *unused]), *numbered})):
         parts.append(f"{names} of the file left out")
-    if names := _groups(filled):
+    if names := ", ".join(sorted(_groups(filled))):
         parts.append(f"{names} of the network not in the file and left as they were")
     if parts:
         warnings.warn(
@@ -440,8 +473,8 @@ def fit_backbone(
     return {k: v for k, v in state.items() if k not in unused} | filled
 
 
-def _groups(keys: Iterable[str]) -> str:
-    return ", ".join(sorted({f"{key.partition('.')[0]}.*" for key in keys}))
+def _groups(keys: Iterable[str]) -> set[str]:
+    return {f"{key.partition('.')[0]}.*" for key in keys}
 
 
 def _check_format(output_fmt: str) -> None:

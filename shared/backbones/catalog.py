@@ -261,4 +261,3 @@ CONFORMANCE = {
     "vit_classifier": f"{_HERE}.vit_conformance:vit_classifier",
     "sam_encoder": f"{_HERE}.vit_conformance:sam_encoder",
 }
-LOADERS: dict[str, str] = {}

@@ -94,11 +94,6 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         return q, k, v
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the scaled products of queries and keys (B, heads, N, N), before softmax."""
-        q, k, _ = self.heads(x)
-        return scaled_logits(q, k)
-
     def forward(self, x: Tensor, logits: list[Tensor] | None = None) -> Tensor:
         """Map (B, N, D) to the same shape; append the logits to a list that is given."""
         q, k, v = self.heads(x)
@@ -306,7 +301,8 @@ class ViTTrunk(nn.Module):
             until: Last block to run.
 
         Raises:
-            ConfigError: a block that does not exist, or another number of prompts than of blocks.
+            ConfigError: a block that does not exist, another number of prompts than of blocks, or
+                deep prompts of several lengths.
         """
         depth = len(self.blocks)
         captured, wanted = _numbers(depth, capture), _numbers(depth, layers)
@@ -384,6 +380,21 @@ class ViTTrunk(nn.Module):
             )
         state["pos_embed"] = resample_pos_embed(table, (side, side), self.grid, prefix)
         return state
+
+    def adapt_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring others' weights to this network's grid, where `adapt_state` cannot tell them apart.
+
+        Others' tables are of square grids. One of 2 x 2 has as many rows as ours of 1 x 4, so
+        only who knows that a file is not our own may interpolate it.
+        """
+        table, (rows, columns) = state.get("pos_embed"), self.grid
+        side = round((rows * columns) ** 0.5)
+        same = table is not None and table.shape == self.pos_embed.shape
+        if not same or side * side != rows * columns:
+            return dict(state)
+        prefix = int(self.cls_token is not None)
+        table = resample_pos_embed(table, (side, side), self.grid, prefix)
+        return {**state, "pos_embed": table}
 
     def _initialise(self, learned: bool) -> None:
         for module in self.modules():
@@ -507,6 +518,9 @@ def _deep_prompts(
         return [prompts]
     if len(prompts) != depth:
         raise ConfigError(f"{len(prompts)} prompts for {depth} blocks: give one for each, or one.")
+    lengths = sorted({prompt.shape[-2] for prompt in prompts})
+    if len(lengths) > 1:  # what follows the prompts is found by their number
+        raise ConfigError(f"Deep prompts of {lengths} tokens: give every block as many.")
     return prompts
 
 

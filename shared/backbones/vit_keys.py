@@ -19,7 +19,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from crossband.shared.checkpoints import read_state_dict
+from crossband.shared.checkpoints import HEADER_KEY, read_state_dict
 from crossband.shared.errors import CheckpointError
 
 Layout = Literal["auto", "timm", "dino", "beit", "clip", "sam"]
@@ -35,7 +35,9 @@ _AROUND = re.compile(
     r"|positional_embedding|token_embedding|ln_final|blocks\.\d+\.attn\.(rel_pos|relative_pos))"
 )
 # Parts that a network may have of its own, or a file without use for this network.
-_OPTIONAL = re.compile(r"^(head\.|fc_norm\.|norm\.|pool\.|blocks\.\d+\.ls[12]\.)")
+_OPTIONAL = re.compile(r"^(head|fc_norm|norm|pool)\.")
+_LAYER_SCALE = re.compile(r"^blocks\.\d+\.ls[12]\.")
+_CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")  # DINOv2: blocks.<chunk>.<number>.
 
 _BLOCK = {
     "beit": (("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma")),
@@ -99,7 +101,9 @@ class LoadReport:
 def load_vit(model: nn.Module, path: str | Path, layout: Layout = "auto") -> LoadReport:
     """Load weights of any known layout into a ViT; nothing is left unsaid.
 
-    Heads, final norms and layer scales may be missing or left over. Everything else must fit.
+    Heads and final norms may be missing or left over, and layer scales missing (UNIP has none in
+    pre-training). Everything else must fit. Tables of positions are taken to be of square grids,
+    but for those of our own checkpoints, which fit a network of the same grid as they are.
 
     Args:
         model: `ViT`, `ViTClassifier` or a network that has their keys.
@@ -109,7 +113,7 @@ def load_vit(model: nn.Module, path: str | Path, layout: Layout = "auto") -> Loa
     Raises:
         CheckpointError: unreadable, of an unknown layout, or of another size.
     """
-    raw, _ = read_state_dict(path)
+    raw, header = read_state_dict(path)
     state, left, found = translate(raw, layout)
     if not any(key.startswith("blocks.") for key in state):
         raise CheckpointError(
@@ -117,24 +121,30 @@ def load_vit(model: nn.Module, path: str | Path, layout: Layout = "auto") -> Loa
             f"first key is {min(raw)!r}."
         )
     own = model.state_dict()
-    before = {key: value.shape for key, value in state.items()}
+    before = state
+    if HEADER_KEY not in header:
+        state = getattr(model, "adapt_official", dict)(state)
     state = model.adapt_state(state)
-    resampled = tuple(k for k, v in state.items() if k in before and v.shape != before[k])
+    resampled = tuple(k for k, v in state.items() if k in before and v is not before[k])
     if "head.weight" in own and state.get("head.weight", own["head.weight"]).shape != (
         own["head.weight"].shape
     ):  # another number of classes
         left += [key for key in ("head.weight", "head.bias") if state.pop(key, None) is not None]
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
-    wrong = [k for k in (*missing, *unexpected) if not _OPTIONAL.match(k)]
-    other = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    wrong = [k for k in missing if not _OPTIONAL.match(k) and not _LAYER_SCALE.match(k)]
+    wrong += [k for k in unexpected if not _OPTIONAL.match(k)]
+    other = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if wrong or other:
         key = (wrong or other)[0]
-        sizes = f", {tuple(state[key].shape)} against {tuple(own[key].shape)}" if other else ""
+        sizes = "" if wrong else f", {tuple(state[key].shape)} against {tuple(own[key].shape)}"
+        scaled = all(_LAYER_SCALE.match(k) for k in wrong) and not other
+        remedy = "Choose the size of network that these weights were made with."
+        if scaled:
+            remedy = "Build the network with layer_scale_init: the file has a layer scale."
         raise CheckpointError(
             f"{path} does not fit {type(model).__name__}: {len(wrong)} keys missing or left over, "
-            f"{len(other)} of another shape (first: {key}{sizes if not wrong else ''}). Choose the "
-            "size of network that these weights were made with."
+            f"{len(other)} of another shape (first: {key}{sizes}). {remedy}"
         )
     matched = sorted(own.keys() & state.keys())
     model.load_state_dict({key: state[key] for key in matched}, strict=False)
@@ -180,6 +190,8 @@ def detect(state: Mapping[str, Tensor]) -> str:
         return "sam"
     if any(key.endswith(".gamma_1") for key in keys):
         return "beit"
+    if any(_CHUNKED.match(key) for key in keys):
+        return "dino"
     dino = ("register_tokens", "masked_embed", "head.last_layer.weight_v", "head.mlp.0.weight")
     return "dino" if any(key in keys for key in dino) else "timm"
 
@@ -187,6 +199,11 @@ def detect(state: Mapping[str, Tensor]) -> str:
 def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return our keys of any known layout; parts around the encoder are left out."""
     return translate(state)[0]
+
+
+def left_out(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the keys of a file that `from_official` leaves out."""
+    return translate(state)[1]
 
 
 def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -238,8 +255,8 @@ def _rename(key: str, layout: str) -> str:
             key = ours + key[len(theirs) :]
             break
     if key.startswith("blocks."):
-        if layout == "dino":  # DINOv2 in chunks: blocks.<chunk>.<number>.
-            key = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key)
+        if layout == "dino":
+            key = _CHUNKED.sub(r"blocks.\1.", key)
         for theirs, ours in _BLOCK.get(layout, ()):
             key = key.replace(f".{theirs}", f".{ours}")
     return key

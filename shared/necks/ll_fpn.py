@@ -21,13 +21,16 @@ class LLFPN(nn.Module):
     Attributes:
         out_channels: D four times.
         strides: A quarter of `stride`, a half, itself, twice.
+
+    Raises:
+        ConfigError: a stride that 4 does not divide.
     """
 
     def __init__(self, channels: int, stride: int = 16) -> None:
         """Build the transposed convolutions."""
         super().__init__()
         self.out_channels = [channels] * 4
-        self.strides = [stride // 4, stride // 2, stride, 2 * stride]
+        self.strides = pyramid_strides(stride)
         self.fpn1 = nn.Sequential(
             nn.ConvTranspose2d(channels, channels, 2, stride=2),
             nn.BatchNorm2d(channels),
@@ -49,3 +52,17 @@ class LLFPN(nn.Module):
         each = list(maps) * (4 // len(maps))
         levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
         return [level(x) for level, x in zip(levels, each, strict=True)]
+
+
+def pyramid_strides(stride: int) -> list[int]:
+    """Return a quarter of a stride, a half, itself and twice.
+
+    Raises:
+        ConfigError: a stride that 4 does not divide.
+    """
+    if stride % 4:
+        raise ConfigError(
+            f"Maps of stride {stride} make no pyramid from a quarter of it: take a patch size that "
+            "4 divides, or the neck select_resize."
+        )
+    return [stride // 4, stride // 2, stride, 2 * stride]

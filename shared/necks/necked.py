@@ -27,7 +27,8 @@ class NeckedBackbone(Backbone):
         options: Of a neck given by name.
 
     Raises:
-        ConfigError: a name that is not known, or maps that the neck cannot take.
+        ConfigError: a name that is not known, maps that the neck cannot take, or options beside a
+            neck that is built already.
     """
 
     def __init__(
@@ -41,7 +42,17 @@ class NeckedBackbone(Backbone):
         """Join the two."""
         super().__init__()
         self.backbone = backbone
+        if options and not isinstance(neck, str):
+            raise ConfigError(
+                f"{', '.join(options)} cannot be set on a {type(neck).__name__} that is built "
+                "already: give them to it, or the neck by its name."
+            )
         self.neck = _build(neck, backbone, options) if isinstance(neck, str) else neck
+        if isinstance(self.neck, LLFPN) and len(backbone.out_channels) not in (1, 4):
+            raise ConfigError(
+                f"LLFPN takes one map or four, and this backbone gives {len(backbone.out_channels)}"
+                ": choose its out_indices."
+            )
         self.levels = take_indices(len(self.neck.strides), out_indices)
         self.out_channels = [self.neck.out_channels[i] for i in self.levels]
         self.strides = [self.neck.strides[i] for i in self.levels]
@@ -57,6 +68,11 @@ class NeckedBackbone(Backbone):
         if name.startswith("backbone."):
             return own(name.removeprefix("backbone."))
         return own("norm.weight")
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of the backbone's parameters that take no weight decay."""
+        names = getattr(self.backbone, "no_weight_decay", set)()
+        return {f"backbone.{name}" for name in names}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the backbone's blocks again in the backward pass."""

@@ -45,7 +45,8 @@ class SelectResize(nn.Module):
         levels = []
         for index, factor in zip(self.indices, self.factors, strict=True):
             x = maps[index]
-            size = [max(1, round(side * factor)) for side in x.shape[-2:]]
-            resized = F.interpolate(x, size, mode="bilinear", align_corners=False)
-            levels.append(x if factor == 1 else resized)
+            if factor != 1:
+                size = [max(1, round(side * factor)) for side in x.shape[-2:]]
+                x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+            levels.append(x)
         return levels

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from crossband.shared.layers.layer_norm import LayerNorm2d
+from crossband.shared.necks.ll_fpn import pyramid_strides
 
 
 class SimpleFeaturePyramid(nn.Module):
@@ -20,6 +21,9 @@ class SimpleFeaturePyramid(nn.Module):
     Attributes:
         out_channels: Four times the same.
         strides: A quarter of `stride`, a half, itself, twice.
+
+    Raises:
+        ConfigError: a stride that 4 does not divide.
     """
 
     def __init__(self, channels: int, out_channels: int = 256, stride: int = 16) -> None:
@@ -51,7 +55,7 @@ class SimpleFeaturePyramid(nn.Module):
             for layers, width in scales
         )
         self.out_channels = [out_channels] * 4
-        self.strides = [stride // 4, stride // 2, stride, 2 * stride]
+        self.strides = pyramid_strides(stride)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map the last (B, D, h, w) to (B, C, 4h, 4w), (2h, 2w), (h, w), (h // 2, w // 2)."""

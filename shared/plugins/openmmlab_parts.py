@@ -14,7 +14,6 @@ import csv
 import math
 import os
 import random
-import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -81,7 +80,7 @@ class _Managed(BaseModule):
         if network is not self:
             name = name.partition(".")[2]
         if hasattr(network, "stem_pattern"):
-            stage = _stage(network, name)
+            stage = network.stage_index(name)
             return stage is not None and stage < self.frozen_stages
         if not hasattr(network, "layer_index"):
             raise ConfigError(
@@ -126,30 +125,17 @@ class _Managed(BaseModule):
         content = CheckpointLoader.load_checkpoint(source, "cpu")
         state, _ = find_state_dict(content, source)
         state = _below(state, config.get("prefix") or "", source)
-        ours = HEADER_KEY in content.get("meta", {}) if isinstance(content, dict) else False
+        meta = content.get("meta", {}) if isinstance(content, dict) else {}
+        ours = HEADER_KEY in meta
         if self.official and not ours:
             state = load_object(self.official)(state)
+        if not ours and "crossband." not in str(meta.get("cfg")):  # nor of a run with this class
+            state = getattr(self._network(), "adapt_official", dict)(state)
         self._load(state, source)
         self._is_init = True
 
     def _load(self, state: dict[str, Tensor], source: str) -> None:
-        network = self._network()
-        left = []
-        if hasattr(network, "stem_pattern"):  # stages beyond the last of out_indices are not kept
-            stages = len(network.feature_info)
-            left = [key for key in state if (_stage(network, key) or 0) >= stages]
-        kept = {key: value for key, value in state.items() if key not in left}
-        load_backbone(network, kept, source, left=left)
-
-
-def _stage(network: nn.Module, name: str) -> int | None:
-    """Return the stage that a key of a `Pyramid` belongs to, -1 for the stem, None for the rest."""
-    if re.match(network.stem_pattern, name):
-        return -1
-    for pattern in (network.block_pattern, network.entry_pattern):
-        if found := re.match(pattern, name):
-            return int(found[1]) - network.first_stage
-    return None
+        load_backbone(self._network(), state, source)
 
 
 def _below(state: dict[str, Tensor], prefix: str, source: str) -> dict[str, Tensor]:

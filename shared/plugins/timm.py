@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from crossband.shared.backbones.base import ImageClassifier, fit_backbone
 from crossband.shared.backbones.catalog import MODELS
-from crossband.shared.backbones.official import from_official
 from crossband.shared.cli.domain import load_object
 from crossband.shared.errors import CheckpointError
-from crossband.shared.registry import ModelEntry
+from crossband.shared.registry import ModelEntry, left_out
 
 __all__: list[str] = []
+_OFFICIAL = "crossband.shared.backbones.official:from_official"  # of every family here
 
 
 def _settings(entry: ModelEntry) -> dict[str, Any]:
@@ -55,12 +55,10 @@ def _settings(entry: ModelEntry) -> dict[str, Any]:
 
 def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Bring a file of weights to a network's form; timm then fits the first convolution."""
-    own = from_official(state)
+    own = load_object(_OFFICIAL)(state)
     if isinstance(model, ImageClassifier):
         return model.adapt_state(own)
-    kept = {id(value) for value in own.values()}
-    left = [key for key, value in state.items() if id(value) not in kept]
-    state = fit_backbone(model, own, "the file", left=left)
+    state = fit_backbone(model, own, "the file", left=left_out(state, _OFFICIAL))
     wanted = model.state_dict().keys()
     if differing := wanted ^ state.keys():
         raise CheckpointError(

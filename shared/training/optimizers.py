@@ -18,6 +18,9 @@ from crossband.shared.errors import ConfigError
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     """Split trainable parameters by weight decay and, if asked, by depth.
 
+    A network may have a method `no_weight_decay() -> set[str]` (timm's convention): the parameters
+    that it names, such as tables of positions, get a weight decay of 0.
+
     Layer-wise learning-rate decay (BEiT, MAE fine-tuning): a parameter of layer `k` out of `n`
     gets `lr * layer_decay ** (n - k)`. The network says which layer a parameter belongs to by a
     method `layer_index(name) -> int`, 0 for the embeddings; the head has the largest index.
@@ -34,9 +37,10 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     layers = {name: model.layer_index(name) if layered else 0 for name, _ in trainable}
     last = max(layers.values(), default=0)
+    spared = getattr(model, "no_weight_decay", set)()
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in trainable:
-        exempt = parameter.ndim <= 1 and not config.decay_norm_and_bias
+        exempt = name in spared or (parameter.ndim <= 1 and not config.decay_norm_and_bias)
         decay = 0.0 if exempt else config.weight_decay
         scale = config.layer_decay ** (last - layers[name])
         group = groups.setdefault(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -51,5 +53,26 @@ def linear_probe(model: nn.Module, head: str = "head") -> list[str]:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and not f"{name}.".startswith(f"{head}."):
             module.eval()
-            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+            if not isinstance(module, _Frozen):
+                module.__class__ = _frozen(type(module))
     return chosen
+
+
+class _Frozen:
+    """Mixed in before a batch norm, which then stays in evaluation."""
+
+    def train(self, mode: bool = True) -> Any:
+        return super().train(False)
+
+    def __reduce__(self) -> tuple:  # pickle and copy find no class that was made at run time
+        return _restore, (type(self).__bases__[1],), self.__dict__
+
+
+@cache
+def _frozen(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_Frozen, kind), {})
+
+
+def _restore(kind: type[nn.Module]) -> nn.Module:
+    frozen = _frozen(kind)
+    return frozen.__new__(frozen)

@@ -25,7 +25,7 @@ class LoRALinear(nn.Linear):
     """A linear layer with low-rank additions; weight and bias keep their names and are frozen.
 
     Args:
-        base: Layer to adapt; its tensors are taken over, not copied.
+        base: Layer to adapt; its tensors are taken over, not copied. Merging gives it back.
         rank: r.
         alpha: Scale of the addition is `alpha / rank`.
         dropout: Of the addition's input.
@@ -51,6 +51,7 @@ class LoRALinear(nn.Linear):
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 parameter.requires_grad_(False)
+        self.base = (base,)  # in a tuple, since its tensors are registered here
         self.rank, self.scale, self.parts = rank, alpha / rank, parts
         self.adapted = tuple(adapted)
         self.dropout = nn.Dropout(dropout)
@@ -101,8 +102,13 @@ def apply_lora(
         Names of the adapted layers.
 
     Raises:
-        ConfigError: no layer matches, a rank below 1, or letters other than q, k, v.
+        ConfigError: no layer matches, a rank below 1, letters other than q, k, v, or a network that
+            is adapted already.
     """
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise ConfigError(
+            f"{type(model).__name__} is adapted by LoRA already: call merge_lora first."
+        )
     if rank < 1 or not qkv or set(qkv) - set("qkv"):
         raise ConfigError(f"LoRA of rank {rank} on {qkv!r}: give a rank of 1 or more, and q, k, v.")
     chosen = [
@@ -133,14 +139,17 @@ def apply_lora(
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Add what was learned to the weights, in place; plain linear layers remain."""
+    """Add what was learned to the weights, in place.
+
+    The layers that were adapted come back, weight and bias frozen as before.
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
-            plain = nn.Linear(1, 1, bias=False, device="meta")
-            plain.in_features, plain.out_features = module.in_features, module.out_features
-            plain.weight = nn.Parameter(module.weight.detach() + module.delta().detach())
+            merged = module.weight.detach() + module.delta().detach()
+            (plain,) = module.base
+            plain.weight = nn.Parameter(merged, requires_grad=module.weight.requires_grad)
             plain.bias = module.bias
-            _replace(model, name, plain)
+            _replace(model, name, plain.train(module.training))
     return model
 
 
@@ -154,13 +163,20 @@ def load_tuned(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     """Load what `tuned_state` gave into a network that was prepared in the same way.
 
     Raises:
-        CheckpointError: keys that differ.
+        CheckpointError: keys or shapes that differ.
     """
-    wanted = tuned_state(model).keys()
-    if differing := wanted ^ state.keys():
+    wanted = tuned_state(model)
+    if differing := wanted.keys() ^ state.keys():
         raise CheckpointError(
             f"{source} does not hold what is tuned here: {len(differing)} keys differ (first: "
             f"{min(differing)}). Prepare the network as it was trained (rank, targets, qkv)."
+        )
+    if other := sorted(key for key in wanted if wanted[key].shape != state[key].shape):
+        key = other[0]
+        raise CheckpointError(
+            f"{source} does not fit what is tuned here: {len(other)} tensors are of another shape "
+            f"(first: {key}, file {tuple(state[key].shape)}, network {tuple(wanted[key].shape)}). "
+            "Prepare the network as it was trained (rank, targets, qkv)."
         )
     model.load_state_dict(dict(state), strict=False)
 

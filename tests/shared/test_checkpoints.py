@@ -1,5 +1,6 @@
 import json
 import os
+from argparse import Namespace
 
 import pytest
 import torch
@@ -43,6 +44,16 @@ class Runs:
 def test_a_pickle_with_code_is_refused(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": {"w": torch.zeros(1)}, "x": Runs()}, path)
+    with pytest.raises(CheckpointError, match="would run code"):
+        read_state_dict(path)
+
+
+def test_arguments_of_a_training_script_are_read_and_inert(tmp_path):
+    path, arguments = tmp_path / "mae.pth", Namespace(lr=1e-3, output_dir="runs", nested=[1, None])
+    torch.save({"model": {"w": torch.ones(2)}, "args": arguments}, path)
+    weights, extra = read_state_dict(path)
+    assert torch.equal(weights["w"], torch.ones(2)) and extra["args"] == arguments
+    torch.save({"model": {"w": torch.ones(2)}, "args": Namespace(x=Runs())}, path)
     with pytest.raises(CheckpointError, match="would run code"):
         read_state_dict(path)
 

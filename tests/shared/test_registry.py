@@ -124,6 +124,15 @@ def test_absent_installation_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         domain_packages()
 
 
+def test_what_a_translator_leaves_out_is_found_by_keys() -> None:
+    state = {"image_encoder.a": torch.ones(1), "mask_decoder.b": torch.ones(1)}
+    official = "crossband.shared.backbones.sam:from_official"
+    assert registry.left_out(state, official) == ["mask_decoder.b"]
+    state = {"module.backbone.a": torch.ones(1), "module.head.b": torch.ones(1)}
+    official = "crossband.shared.backbones.official:from_official"
+    assert registry.left_out(state, official) == ["module.head.b"]
+
+
 def test_public_names_are_exported() -> None:
     assert crossband.shared.create_model is create_model
     assert {"load", "list_models", "model_info"} <= set(crossband.shared.__all__)

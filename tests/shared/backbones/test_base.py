@@ -164,6 +164,27 @@ class TestWeights:
         again = create_model("hornet_tiny_7x7", path, num_classes=5, **self.arguments)
         assert torch.equal(again.head.weight, source.head.weight)
 
+    @pytest.mark.parametrize(
+        "name, kind, beyond",
+        [
+            ("hornet_tiny_7x7", hornet.HorNetClassifier, r"stages\.2\.\*, stages\.3\.\*"),
+            ("unireplknet_a", unireplknet.UniRepLKNetClassifier, r"stages\.2\.\*, stages\.3\.\*"),
+            ("transnext_micro", transnext.TransNeXtClassifier, r"block3\.\*, block4\.\*, head"),
+        ],
+    )
+    def test_a_classifier_file_in_the_first_stages(
+        self, tmp_path: Path, x: Tensor, name: str, kind: type, beyond: str
+    ) -> None:
+        source, path = create_model(name, num_classes=5, **SMALL[kind]).eval(), tmp_path / "c.pth"
+        torch.save(source.state_dict(), path)
+        with pytest.warns(UserWarning, match=rf"{beyond}.* of the file left out") as said:
+            model = create_model(name, path, features_only=True, out_indices=(0, 1), **SMALL[kind])
+        assert not any(f"{part}0.*" in str(said[0].message) for part in ("stages.", "block"))
+        raw = source.forward_intermediates(x, (0, 1), intermediates_only=True)
+        for index, y in enumerate(model.eval()(x)):
+            norm = getattr(model, f"norm{index}") if model.dense_norms else nn.Identity()
+            assert torch.equal(y, norm(raw[index]))
+
     def test_all_else_must_fit(self) -> None:
         state, model = self.classifier().state_dict(), self.backbone()
         del state["stages.0.0.gamma1"]
@@ -181,6 +202,17 @@ class TestWeights:
         torch.save(source.state_dict(), path)
         merged = create_model("unireplknet_a", path, num_classes=5, deploy=True, **small).eval()
         torch.testing.assert_close(merged(x), source(x), rtol=1e-5, atol=1e-5)
+
+
+def test_stages_whose_norms_were_dropped_are_refused(x: Tensor) -> None:
+    model = hornet.HorNet(depths=(1, 1, 1, 1), base_dim=16, out_indices=(1, 3))
+    said = r"norms for the stages \[1, 3\] alone, so it gives no map of stage 0"
+    with pytest.raises(ConfigError, match=said):
+        model.prune_intermediate_layers([0, 1])
+    with pytest.raises(ConfigError, match=said):
+        model.forward_intermediates(x)
+    assert len(model(x)) == 2  # nothing was dropped
+    assert model.prune_intermediate_layers([1]) == [1] and len(model(x)) == 1
 
 
 def test_drop_path_rises_linearly() -> None:

@@ -10,7 +10,7 @@ from model_tester import ModelTester
 from torch import Tensor
 
 from crossband.shared.backbones.base import Backbone
-from crossband.shared.backbones.vit import ViT, ViTClassifier
+from crossband.shared.backbones.vit import ViT, ViTClassifier, scaled_logits
 from crossband.shared.errors import ConfigError
 from crossband.shared.necks import NeckedBackbone
 
@@ -131,7 +131,8 @@ def test_attention_is_captured_without_changing_the_result() -> None:
     assert found.attention[0].shape == (2, 4, 17, 17)
     assert found.attention[2].shape == (2, 2, 17, 17)  # the last block has its own heads
     block = model.blocks[2]
-    wanted = block.attn.logits(block.norm1(found.layers[1]))
+    q, k, _ = block.attn.heads(block.norm1(found.layers[1]))
+    wanted = scaled_logits(q, k)
     torch.testing.assert_close(found.attention[2], wanted)
     maps = model.forward_tokens(x, capture=(0,), capture_kind="maps").attention[0]
     torch.testing.assert_close(maps, found.attention[0].softmax(-1))
@@ -169,6 +170,8 @@ def test_prompts_stand_behind_the_class_token_and_can_be_deep() -> None:
     torch.testing.assert_close(deeper.x.shape, one.x.shape)
     with pytest.raises(ConfigError, match="2 prompts for 3 blocks"):
         model.forward_tokens(x, prompts=deep[:2])
+    with pytest.raises(ConfigError, match=r"Deep prompts of \[3, 5\] tokens: give every block"):
+        model.forward_tokens(x, prompts=[deep[0], deep[1][:3], deep[2].expand(2, -1, -1)])
 
 
 def test_blocks_after_until_are_not_run() -> None:

@@ -87,3 +87,26 @@ def test_what_cannot_be_is_refused() -> None:
     pyramid.out_channels, pyramid.strides = [8, 16], [4, 8]
     with pytest.raises(ConfigError, match="one stride"):
         NeckedBackbone(pyramid, "ll_fpn")
+    for neck in ("ll_fpn", LLFPN(24)):
+        with pytest.raises(ConfigError, match="one map or four, and this backbone gives 2"):
+            NeckedBackbone(vit(out_indices=(0, 1)), neck)
+    with pytest.raises(ConfigError, match="stride cannot be set on a LLFPN that is built"):
+        NeckedBackbone(vit(), LLFPN(24), stride=4)
+    for build in (LLFPN, SimpleFeaturePyramid):
+        with pytest.raises(ConfigError, match="stride 14 make no pyramid"):
+            build(8, stride=14)
+    with pytest.raises(ConfigError, match="select_resize"):
+        NeckedBackbone(vit(patch_size=14), "simple_fpn")
+
+
+def test_a_map_of_the_right_stride_is_not_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    neck = SelectResize([3], [16], indices=(0,), strides=(16,))
+    x = torch.randn(1, 3, 4, 4)
+    monkeypatch.setattr("torch.nn.functional.interpolate", None)
+    assert neck([x])[0] is x
+
+
+def test_the_backbones_tables_take_no_weight_decay() -> None:
+    model = NeckedBackbone(vit(), "ll_fpn")
+    assert "backbone.pos_embed" in model.no_weight_decay()
+    assert all(name.startswith("backbone.") for name in model.no_weight_decay())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from mmseg.registry import MODELS  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 from mmengine.config import ConfigDict  # noqa: E402
 from mmengine.structures import PixelData  # noqa: E402
+
+from crossband.shared.layers.pos_embed import resample_pos_embed  # noqa: E402
 
 VIT = {
     "type": "crossband.ViT", "img_size": 64, "embed_dim": 24, "depth": 3, "num_heads": 3,
@@ -142,3 +145,15 @@ def test_blocks_can_be_frozen() -> None:
     model = MODELS.build({**VIT, "frozen_stages": 2})
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained and all(name.startswith("blocks.2.") for name in trained)
+
+
+def test_tables_of_others_are_square_and_those_of_our_runs_are_not(tmp_path: Path) -> None:
+    source = MODELS.build({**VIT, "img_size": 32})
+    path, long = tmp_path / "x.pth", {**VIT, "img_size": (16, 64)}
+    wanted = resample_pos_embed(source.pos_embed, (2, 2), (1, 4))
+    for meta, table in (({}, wanted), ({"cfg": "type='crossband.ViT'"}, source.pos_embed)):
+        torch.save({"state_dict": source.state_dict(), "meta": meta}, path)
+        init = {"type": "Pretrained", "checkpoint": str(path)}
+        model = MODELS.build({**long, "init_cfg": init})
+        model.init_weights()
+        torch.testing.assert_close(model.pos_embed, table)

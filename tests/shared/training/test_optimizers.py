@@ -32,6 +32,26 @@ def test_norms_and_biases_can_be_spared_from_weight_decay():
         assert {p.ndim for p in group["params"]} == ({1} if group["weight_decay"] == 0 else {2})
 
 
+class Positioned(Layered):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(1, 4, 3))
+
+    def no_weight_decay(self):
+        return {"table", "cls_token"}
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_parameters_that_the_network_names_take_no_weight_decay(norms):
+    model, config = Positioned(), OptimizerConfig(weight_decay=0.3, decay_norm_and_bias=norms)
+    decays = {
+        id(p): g["weight_decay"] for g in parameter_groups(model, config) for p in g["params"]
+    }
+    assert decays[id(model.table)] == 0.0 and decays[id(model.head.weight)] == 0.3
+    assert decays[id(model.head.bias)] == (0.3 if norms else 0.0)
+    assert len(decays) == len(list(model.parameters()))
+
+
 def test_layer_decay_needs_a_network_that_tells_its_layers():
     with pytest.raises(ConfigError, match="layer_decay"):
         parameter_groups(nn.Linear(2, 2), OptimizerConfig(layer_decay=0.7))

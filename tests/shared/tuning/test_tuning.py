@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 from crossband.shared.backbones.vit import ViTClassifier
 from crossband.shared.errors import CheckpointError, ConfigError
+from crossband.shared.kernels.linear import Linear
 from crossband.shared.tuning.freeze import linear_probe, train_only
 from crossband.shared.tuning.lora import (
     EVERY_LAYER,
@@ -75,6 +79,10 @@ def test_merging_keeps_the_values_and_leaves_plain_layers() -> None:
     torch.testing.assert_close(model(x), tuned, rtol=1e-4, atol=1e-5)
     assert model.state_dict().keys() == network().state_dict().keys()
     assert not any(isinstance(module, LoRALinear) for module in model.modules())
+    layers = [block.attn.qkv for block in model.blocks] + [model.blocks[1].mlp.fc2]
+    assert all(type(layer) is Linear for layer in layers)
+    assert not any(p.requires_grad for layer in layers for p in layer.parameters())
+    apply_lora(model)  # again, from the merged weights
 
 
 def test_what_was_tuned_is_small_and_can_be_loaded() -> None:
@@ -94,6 +102,10 @@ def test_what_was_tuned_is_small_and_can_be_loaded() -> None:
     apply_lora(plain, rank=2, targets=EVERY_LAYER)
     with pytest.raises(CheckpointError, match="Prepare the network as it was trained"):
         load_tuned(plain, state, "tuned.safetensors")
+    wider = network()
+    apply_lora(wider, rank=3)
+    with pytest.raises(CheckpointError, match=r"4 tensors are of another shape \(first: .*lora_A"):
+        load_tuned(wider, state, "tuned.safetensors")
 
 
 def test_lora_refuses_what_cannot_be() -> None:
@@ -103,6 +115,20 @@ def test_lora_refuses_what_cannot_be() -> None:
         apply_lora(network(), rank=0)
     with pytest.raises(ConfigError, match="give a rank"):
         apply_lora(network(), qkv="qx")
+    model = network()
+    apply_lora(model)
+    with pytest.raises(ConfigError, match="adapted by LoRA already: call merge_lora first"):
+        apply_lora(model, targets=EVERY_LAYER)
+
+
+def test_an_adapted_network_can_be_copied_and_pickled() -> None:
+    model, x = network(), torch.randn(2, 3, 32, 32)
+    apply_lora(model, rank=2)
+    nn.init.normal_(model.blocks[0].attn.qkv.lora_B)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.state_dict().keys() == model.state_dict().keys()
+        torch.testing.assert_close(merge_lora(other)(x), model(x), rtol=1e-4, atol=1e-5)
+    assert type(other.blocks[0].attn.qkv) is Linear
 
 
 def test_a_linear_probe_trains_the_head_alone() -> None:
@@ -121,6 +147,27 @@ def test_a_linear_probe_trains_the_head_alone() -> None:
     assert changed == {"head.weight", "head.bias"}
     with pytest.raises(ConfigError, match="matches 'nohead"):
         linear_probe(model, "nohead")
+
+
+def test_a_probed_network_can_be_copied_and_pickled() -> None:
+    model = nn.Sequential()
+    model.add_module("body", nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()))
+    model.add_module("head", nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)))
+    linear_probe(model)
+    linear_probe(model)  # once more changes nothing
+    x = torch.randn(2, 3, 8, 8)
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other.train()
+        norm = other.body[1]
+        assert isinstance(norm, nn.BatchNorm2d) and not norm.training
+        assert other.body[2].training and other.head[0].training
+        before = norm.running_mean.clone()
+        other(x)
+        assert torch.equal(norm.running_mean, before) and norm.num_batches_tracked == 0
+        assert torch.equal(other.eval()(x), other(x))
+    copied = copy.deepcopy(model)
+    copied.body[1].running_mean += 1
+    assert not torch.equal(copied.body[1].running_mean, model.body[1].running_mean)
 
 
 def test_train_only_takes_patterns() -> None:
