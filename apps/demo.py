@@ -92,7 +92,7 @@ def _brighten(out: Path, report: Report, minutes: float) -> None:
     unseen = next(row for row in found["images"] if "chelsea" in row["image"])
     rows = [{"method": name, **unseen[name]} for name in unseen if name != "image"]
     report.table(rows, "The one photograph that was not trained on, dimmed by another camera.")
-    report.picture((out / "bright/compare/chelsea.jpg").read_bytes(), "jpeg", "The same.")
+    report.picture((out / "bright/compare/chelsea.png.jpg").read_bytes(), "jpeg", "The same.")
 
 
 def _by_lead(scores: dict) -> list[tuple[int, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,11 @@ from crossband.shared.errors import EXIT_PARTIAL, CrossbandError, DataError
 from crossband.shared.files import write_text
 
 INDEX = "predictions.jsonl"
+
+
+def printable(text: str) -> str:
+    """Return a text without the lone surrogates that file names of no encoding hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def predict_each(
@@ -56,16 +62,17 @@ def predict_each(
                     raise
                 failed += 1
                 entries.append({"input": name(job), "error": str(error)})
-                print(f"left out {name(job)}: {error}", flush=True)
+                place = sys.stderr if options.json else sys.stdout
+                print(printable(f"left out {name(job)}: {error}"), file=place, flush=True)
                 continue
             if not options.quiet and not options.json:
                 left = (time.monotonic() - start) / done * (len(jobs) - done)
                 count = f"[{done}/{len(jobs)}, {left:.0f} s left] " if len(jobs) > 1 else ""
-                print(count + describe(entries[-1]), flush=True)
+                print(printable(count + describe(entries[-1])), flush=True)
     finally:
         if folder is not None and entries:
             lines = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries)
-            write_text(folder / INDEX, lines)
+            write_text(folder / INDEX, printable(lines))
     if options.json:
         print_json({key: entries})
     if failed == len(jobs):

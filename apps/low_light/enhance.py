@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ from crossband.apps.low_light.tiling import Network, run_strips, run_tiled, run_
 from crossband.shared.checkpoints import load_checkpoint, load_state
 from crossband.shared.data.images import SUFFIXES, find_photos, read_photo, write_photo
 from crossband.shared.devices import AUTOCAST, select_device
-from crossband.shared.errors import CheckpointError, ConfigError
+from crossband.shared.errors import CheckpointError, ConfigError, DataError
 from crossband.shared.export import is_exported, load_exported
-from crossband.shared.prediction import predict_each
+from crossband.shared.prediction import INDEX, predict_each
 
 WHOLE_PIXELS = 1_500_000  # larger images are tiled, to bound the memory
 TILE = 640  # side of tiles for networks of any size
+MARGIN = 16  # pixels that are mirrored around a photograph before the network sees it
 TONE_CELL = 4  # pixels of the network's size: what is coarser than this is tone
 LARGEST_LIFT = 64.0  # of very dark photographs, in linear light
 OVERLAP = 80  # at most; an eighth of a tile
@@ -118,6 +120,11 @@ class Enhancer:
             image = read_photo(image, size.max_megapixels).pixels
         white = np.iinfo(image.dtype).max
         bright = self.enhance(image, size)
+        if not torch.isfinite(bright).all():
+            raise CheckpointError(
+                f"{self.name} gives values that are not finite: its weights are damaged, or "
+                "training had diverged."
+            )
         return (bright * white + 0.5).clamp(0, white).permute(1, 2, 0).numpy().astype(image.dtype)
 
     def enhance(self, pixels: np.ndarray, size: SizeConfig) -> Tensor:
@@ -129,8 +136,15 @@ class Enhancer:
         Raises:
             ConfigError: a way to treat sizes that this network does not have.
         """
+        fit = self._fit(size, pixels.shape[0] * pixels.shape[1])
+        if self.native not in (None, pixels.shape[:2]) and fit in ("whole", "tile"):
+            # The outermost pixels of a result are not right; they are cut off again.
+            wide = np.pad(pixels, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), mode="symmetric")
+            return self._enhance(wide, fit, size)[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+        return self._enhance(pixels, fit, size)
+
+    def _enhance(self, pixels: np.ndarray, fit: str, size: SizeConfig) -> Tensor:
         height, width = pixels.shape[:2]
-        fit = self._fit(size, height * width)
         white = float(np.iinfo(pixels.dtype).max)
         wide = pixels if pixels.dtype == np.uint8 else pixels.astype(np.int32)
         image = torch.from_numpy(np.ascontiguousarray(wide)).permute(2, 0, 1)
@@ -245,11 +259,13 @@ def predict(config: PredictConfig) -> int | None:
         raise ConfigError("predict needs inputs: photographs, or folders of them.")
     out = Path(config.out)
     jobs, others = find_photos(config.inputs)
-    _check_targets(jobs, out)
+    clashes = _check_targets(jobs, out, compare=config.compare)
     enhancer = Enhancer.of(config)
 
     def run(job: tuple[Path, Path]) -> dict[str, Any]:
         source, relative = job
+        if source in clashes:
+            raise DataError(clashes[source])
         photo = read_photo(source, config.size.max_megapixels)
         bright = photo.with_pixels(enhancer.predict(photo.pixels, config.size))
         target = _target(out / relative)
@@ -263,7 +279,7 @@ def predict(config: PredictConfig) -> int | None:
             "mean_after": round(float(bright.pixels.mean()) / photo.white, 4),
         }
         if config.compare:
-            sheet = out / COMPARE / relative.with_suffix(".jpg")
+            sheet = _sheet(out, relative)
             write_comparison(photo.pixels, bright.pixels, sheet)
             entry["compare"] = str(sheet)
         return entry
@@ -289,26 +305,49 @@ def _target(path: Path) -> Path:
     return path if path.suffix.lower() in SUFFIXES else path.with_suffix(".png")
 
 
-def _check_targets(jobs: list[tuple[Path, Path]], out: Path) -> None:
-    """Refuse to write over an original, or two results into one file.
+def _sheet(out: Path, relative: Path) -> Path:
+    """Return the place of a before/after sheet; the whole name, since a.jpg and a.png differ."""
+    return out / COMPARE / relative.with_name(f"{relative.name}.jpg")
+
+
+def _check_targets(jobs: list[tuple[Path, Path]], out: Path, *, compare: bool) -> dict[Path, str]:
+    """Refuse to replace a file that an earlier run did not write; find results of one name.
+
+    Returns:
+        Photographs to leave out, with the reason: their result has the name of another's.
 
     Raises:
-        ConfigError: naming the files.
+        ConfigError: a result or a sheet would replace an original, or anything else.
     """
     sources = {source.resolve() for source, _ in jobs}
+    own = _earlier_results(out)
     taken: dict[Path, Path] = {}
+    clashes: dict[Path, str] = {}
     for source, relative in jobs:
         target = _target(out / relative).resolve()
-        if target in sources:
-            raise ConfigError(
-                f"--out {out} would write over {target}: name another folder than the originals'."
-            )
+        for place in (target, _sheet(out, relative).resolve()) if compare else (target,):
+            if place in sources or (place.exists() and place not in own):
+                raise ConfigError(
+                    f"--out {out} would write over {place}, which is no result of an earlier run: "
+                    "name another folder."
+                )
         if target in taken:
-            raise ConfigError(
-                f"{taken[target]} and {source} would both become {target}: give their common "
-                "folder, so that the results keep their folders."
+            clashes[source] = (
+                f"{source} and {taken[target]} would both become {target}: rename one, or give "
+                "their common folder, so that the results keep their folders."
             )
-        taken[target] = source
+        taken.setdefault(target, source)
+    return clashes
+
+
+def _earlier_results(out: Path) -> set[Path]:
+    """Return what an earlier run into this folder wrote, by its list."""
+    try:
+        lines = (out / INDEX).read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return set()
+    return {Path(e[key]).resolve() for e in entries for key in ("output", "compare") if key in e}
 
 
 def _unit(pixels: np.ndarray) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,7 +61,8 @@ def evaluate(config: EvaluateConfig) -> int | None:
             low, high = _read(scene, config)
         except DataError as error:
             notes.append(f"left out: {error}")
-            print(f"left out {scene.low}: {error}", flush=True)
+            place = sys.stderr if config.json else sys.stdout
+            print(f"left out {scene.low}: {error}", file=place, flush=True)
             continue
         mark = fingerprint(low if high is None else high)
         if any(alike(mark, other) for other in trained_on):
@@ -88,6 +90,13 @@ def evaluate(config: EvaluateConfig) -> int | None:
             f"{len(known)} of the {len(kept)} scenes look like scenes that the network was trained "
             f"on (first: {known[0]}): these scores say little."
         )
+    for name in scorer.columns:
+        scored = [row[name] is not None for row in results[names[0]].rows]
+        if not all(scored):
+            notes.append(
+                f"{name}: only {sum(scored)} of the {len(kept)} images have it; the others are too "
+                "small or flat."
+            )
     _write(config, scorer, results, kept, notes, sheets)
     return EXIT_PARTIAL if len(kept) < len(scenes) else None
 

@@ -23,6 +23,10 @@ def export(config: ExportConfig) -> None:
             f"--size {size[0]} {size[1]}: this network takes {native[0]} x {native[1]} only."
         )
     path = Path(config.out or Path(config.weights).with_suffix(SUFFIXES[config.format]))
+    if path.resolve() == Path(config.weights).resolve() or path.suffix != SUFFIXES[config.format]:
+        raise ConfigError(
+            f"--out {path}: name a file that ends in {SUFFIXES[config.format]}, or leave it out."
+        )
     image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     difference = export_model(model, {"image": image}, path, {**stored, "size": list(size)})
     if config.json:

@@ -5,13 +5,15 @@ State-dict keys are the authors' throughout; wrappers' prefixes are taken off.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 
 from crossband.apps.low_light.config import PackConfig
 from crossband.apps.low_light.model import TML
 from crossband.shared.checkpoints import load_state, read_state_dict, save_checkpoint
 from crossband.shared.cli.output import print_json
-from crossband.shared.errors import CheckpointError
+from crossband.shared.errors import CheckpointError, ConfigError
 
 _PREFIX = "module."
 
@@ -54,9 +56,20 @@ def stem_of(state_dict: dict[str, Tensor], source: str) -> int:
 
 
 def pack(config: PackConfig) -> None:
-    """Join PM's and EM's weights into a checkpoint that predict takes."""
+    """Join PM's and EM's weights into a checkpoint that predict takes.
+
+    Raises:
+        ConfigError: the result would replace one of the files.
+        CheckpointError: weights that do not fit.
+    """
+    out = Path(config.out).resolve()
+    if out in {Path(name).resolve() for name in (config.predictor, config.enhancer) if name}:
+        raise ConfigError(f"--out {config.out} is one of the files to join: name another.")
     parts = {"pm": network_part(read_state_dict(config.predictor)[0], "pm")}
-    if config.enhancer:
+    pair = read_state_dict(config.predictor)[0]
+    if config.enhancer is None and any(key.startswith("em.") for key in pair):
+        parts["em"] = network_part(pair, "em")  # a pair already
+    elif config.enhancer:
         parts["em"] = network_part(read_state_dict(config.enhancer)[0], "em")
     arguments = {
         "height": config.size[0],

@@ -155,6 +155,19 @@ def train(config: TrainConfig) -> None:
             _try_one_batch(config, stage, size, material, trained)
         print("dry run: options, data and one batch are in order; nothing was written.")
         return
+    with torch.device("meta"):  # a size that cannot be is told before anything is written
+        UGDC(*size, config.stem)
+    for name, network in trained.items():
+        if (network.height, network.width) != size and not network.any_size:
+            raise ConfigError(
+                f"--{name} was trained at {network.height} x {network.width}: give --size "
+                f"{network.height} {network.width}, not {size[0]} {size[1]}."
+            )
+        if name == "predictor" and (network.height, network.width) != size:
+            raise ConfigError(
+                f"--predictor was trained at {network.height} x {network.width}, the enhancer is "
+                f"to be at {size[0]} x {size[1]}: give --size {network.height} {network.width}."
+            )
     if not config.resume:
         folder.save_config_text(dump_config(config))
     for stage in stages:
@@ -214,6 +227,8 @@ def gather(data: DataConfig, seed: int, *, need_pairs: bool) -> Material:
     if data.root:
         train, val = split_photos(data.root, data.val, data.val_fraction, seed)
         photos = {}
+        if not train:
+            raise ConfigError("--data.val names all of --data.root: nothing is left to train on.")
         for name, paths in (("train", train), ("val", val)):
             photos[name], problems = readable(paths, store)
             notes += [f"left out: {problem}" for problem in problems]

@@ -71,6 +71,8 @@ def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Phot
         DataError: missing, empty, damaged, animated, too large, or of an unknown format.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no ordinary file: give a photograph.")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -239,22 +241,51 @@ def _is_sixteen_bit(data: bytes, image: Image.Image) -> bool:
 
 
 def _sixteen_bit(path: Path, data: bytes, limit: float, orientation: int = 1) -> Photo:
-    import cv2
+    if data[:4] in _TIFF:
+        pixels, orientation = _read_tiff(path, data)
+    else:
+        import cv2
 
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is not None and pixels.ndim == 3:
+            pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     if pixels is None or pixels.dtype != np.uint16:
         raise DataError(f"{path} is damaged or not of 8 or 16 bits: save it as PNG or TIFF again.")
     _check_size(path, pixels.shape[1::-1], limit)
-    for turn in _opencv_turn(orientation):
+    for turn in _turns(orientation):
         pixels = turn(pixels)
     if pixels.ndim == 2:
         return Photo(np.repeat(pixels[..., None], 3, axis=2), grey=True)
     alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
-    return Photo(np.ascontiguousarray(pixels[..., 2::-1]), alpha)
+    return Photo(np.ascontiguousarray(pixels[..., :3]), alpha)
 
 
-def _opencv_turn(orientation: int) -> list[Any]:
-    """Return the turns that an EXIF orientation asks for; OpenCV leaves 16-bit files unturned."""
+def _read_tiff(path: Path, data: bytes) -> tuple[np.ndarray, int]:
+    """Return (H, W) or (H, W, 3 or 4) of a TIFF, black being 0, and its orientation.
+
+    Raises:
+        DataError: colours that are not grey or RGB.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+        pixels = page.asarray()
+        kind = page.photometric.name
+        tag = page.tags.get(274)
+    if kind not in ("MINISBLACK", "MINISWHITE", "RGB"):
+        raise DataError(f"{path} has 16 bits and the colours {kind}: save it as RGB.")
+    if pixels.ndim == 3 and page.planarconfig.name == "SEPARATE":
+        pixels = np.moveaxis(pixels, 0, -1)
+    if kind == "MINISWHITE":
+        pixels = np.iinfo(pixels.dtype).max - pixels
+    if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):
+        pixels = pixels[..., 0]
+    return pixels, int(tag.value) if tag is not None else 1
+
+
+def _turns(orientation: int) -> list[Any]:
+    """Return the turns that an EXIF orientation asks for."""
     flip, turn, mirror = np.fliplr, np.rot90, np.flipud
     return {
         2: [flip],

@@ -42,8 +42,9 @@ def test_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def test_a_broken_one_is_listed_and_the_others_go_on(tmp_path: Path, capsys) -> None:
     assert run(["a", "bad", "b"], tmp_path, json=True) == EXIT_PARTIAL
     assert index(tmp_path)[1] == {"input": "bad", "error": "bad is damaged."}
-    printed = capsys.readouterr().out
-    assert "left out bad" in printed
+    captured = capsys.readouterr()
+    printed = captured.out
+    assert "left out bad" in captured.err  # so that the output is JSON and nothing else
     assert json.loads(printed[printed.index("{") :])["predictions"][2]["output"] == "B"
 
 

@@ -14,7 +14,7 @@ from crossband.apps.low_light.enhance import Enhancer
 from crossband.apps.low_light.model import TML
 from crossband.apps.main import main
 from crossband.shared import load
-from crossband.shared.checkpoints import save_checkpoint
+from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
 from crossband.shared.conformance import read_fixture
 from crossband.shared.errors import CheckpointError, ConfigError
 from crossband.shared.prediction import INDEX
@@ -89,13 +89,13 @@ def test_large_photographs_are_tiled_and_bounded(free, monkeypatch) -> None:
     enhancer.run = lambda x: sizes.append(tuple(x.shape[-2:])) or run(x)
     enhancer.predict(photo(200, 300), SizeConfig(overlap=16))
     assert sizes[0] == (80, 160)  # the pass over the whole, at the network's size
-    assert set(sizes[1:]) == {(80, 80)} and len(sizes) == 1 + 3 * 5
+    assert set(sizes[1:]) == {(80, 80)} and len(sizes) == 1 + 4 * 5  # with the margin
     sizes.clear()
     enhancer.predict(photo(200, 300), SizeConfig(overlap=16, global_tone=False))
     assert set(sizes) == {(80, 80)}
     sizes.clear()
     enhancer.predict(photo(200, 300), SizeConfig(fit="whole"))
-    assert sizes == [(80, 160), (240, 320)]
+    assert sizes == [(80, 160), (240, 400)]  # 232 x 332 with the margin
 
 
 def test_everything_coarse_comes_from_the_pass_at_the_networks_size(free) -> None:
@@ -148,6 +148,8 @@ def test_an_exported_network_predicts_the_same(fixed, tmp_path, suffix, capsys) 
     capsys.readouterr()
     assert main(["low-light", "export", *words, "--size", "80", "80"]) == 2
     assert "80 x 160 only" in capsys.readouterr().err
+    assert main(["low-light", "export", "--weights", str(fixed), "--out", str(fixed)]) == 2
+    assert "name a file that ends in .onnx" in capsys.readouterr().err
 
 
 def test_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -185,9 +187,7 @@ def test_a_folder_keeps_names_and_goes_on(fixed, tmp_path: Path, capsys) -> None
     assert "zero.jpg is empty" in printed and "1 file(s) that are not images" in printed
     made = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     names = {"a.jpg", "deep/a.PNG", "grey.png", "alpha.png", "turned.jpg"}
-    assert made == names | {INDEX} | {
-        str(Path("compare") / Path(name).with_suffix(".jpg")) for name in names
-    }
+    assert made == names | {INDEX} | {f"compare/{name}.jpg" for name in names}
     assert Image.open(out / "grey.png").mode == "L"
     assert Image.open(out / "alpha.png").mode == "RGBA"
     assert Image.open(out / "turned.jpg").size == (30, 40)
@@ -202,12 +202,51 @@ def test_originals_are_never_written_over(fixed, tmp_path: Path, capsys) -> None
     assert main([*base, str(source), "--out", str(source)]) == 2
     assert "would write over" in capsys.readouterr().err
     both = [str(source / "a.jpg"), str(source / "deep/a.PNG"), str(source / "deep/../a.jpg")]
-    assert main([*base, *both, "--out", str(tmp_path / "o")]) == 2
-    assert "would both become" in capsys.readouterr().err
+    assert main([*base, *both, "--out", str(tmp_path / "o")]) == 3  # the other one is done
+    assert "would both become" in capsys.readouterr().out
     assert main([*base, str(source / "zero.jpg"), "--out", str(tmp_path / "o")]) == 2
     assert "empty" in capsys.readouterr().err
     assert main([*base, "--out", str(tmp_path / "o")]) == 2
     assert "needs inputs" in capsys.readouterr().err
+
+
+def test_only_results_of_earlier_runs_are_replaced(fixed, tmp_path: Path, capsys) -> None:
+    """Nor by sheets: here the photographs lie in a folder called compare."""
+    source = tmp_path / "compare"
+    source.mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(photo(30, 40)).save(source / name)
+    words = ["low-light", "predict", "--weights", str(fixed), "--compare", "--out"]
+    assert main([*words, str(tmp_path / "o"), str(source)]) == 0
+    assert main([*words, str(tmp_path / "o"), str(source)]) == 0  # its own results
+    sheets = {p.name for p in (tmp_path / "o/compare").iterdir()}
+    assert sheets == {"a.png.jpg", "a.jpg.jpg"}
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(photo(5, 5)).save(other / "a.png")
+    before = (other / "a.png").read_bytes()
+    capsys.readouterr()
+    assert main([*words, str(other), str(source / "a.png")]) == 2
+    assert "no result of an earlier run" in capsys.readouterr().err
+    assert (other / "a.png").read_bytes() == before
+
+
+def test_weights_that_give_no_numbers_are_refused(tmp_path: Path, capsys) -> None:
+    path = checkpoint(tmp_path / "w.safetensors")
+    stored = load_checkpoint(path)
+    stored.state_dict["pm.outc.conv.bias"].fill_(float("nan"))
+    save_checkpoint(path, stored.state_dict, stored.config)
+    Image.fromarray(photo(30, 40)).save(tmp_path / "a.png")
+    words = [
+        "predict",
+        str(tmp_path / "a.png"),
+        "--weights",
+        str(path),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(["low-light", *words]) == 2
+    assert "not finite" in capsys.readouterr().err and not (tmp_path / "o/a.png").exists()
 
 
 def test_rivals_predict_too_and_weights_are_asked_for(tmp_path: Path, capsys) -> None:

@@ -160,6 +160,10 @@ def test_wrong_options_get_a_sentence(pairs: Path, tmp_path: Path, capsys) -> No
         (["--data.paired", pairs, "--data.val_fraction", "0.99"], "leaves none"),
         (["--data.paired", pairs, "--dimming", "camera", "--camera", "fone"], "'phone'"),
         (["--resume", tmp_path], "there is no run there"),
+        (
+            ["--data.root", pairs / "high", "--data.val", pairs / "high", "--dimming", "camera"],
+            "nothing is left to train on",
+        ),
     ):
         assert train(*words, "--dry-run", "--out", tmp_path / "x") == 2, words
         error = capsys.readouterr().err

@@ -162,3 +162,30 @@ def test_an_unknown_suffix_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="written as"):
         write_photo(Photo(RGB), tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_tiffs_are_turned_as_shallow_ones(tmp_path: Path, orientation: int) -> None:
+    import tifffile
+
+    values = np.arange(6 * 4 * 3, dtype=np.uint16).reshape(6, 4, 3) * 257
+    extra = [(274, "H", 1, orientation, True)]
+    deep, shallow = tmp_path / "deep.tif", tmp_path / "shallow.tif"
+    tifffile.imwrite(deep, values, photometric="rgb", extratags=extra)
+    tifffile.imwrite(shallow, (values // 257).astype(np.uint8), photometric="rgb", extratags=extra)
+    found = read_photo(deep).pixels
+    assert found.dtype == np.uint16
+    assert np.array_equal(found // 257, read_photo(shallow).pixels)
+
+
+def test_planes_apart_and_white_as_zero(tmp_path: Path) -> None:
+    import tifffile
+
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    path = tmp_path / "planar.tif"
+    planes = np.ascontiguousarray(np.moveaxis(values, -1, 0))
+    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate")
+    assert np.array_equal(read_photo(path).pixels, values)
+    tifffile.imwrite(path, 65535 - values[..., 0], photometric="miniswhite")
+    photo = read_photo(path)
+    assert photo.grey and np.array_equal(photo.pixels[..., 0], values[..., 0])
