@@ -59,8 +59,16 @@ class OptimizerConfig:
     )
     lr: float = option(5e-4, "peak learning rate")
     weight_decay: float = option(1e-2, "weight decay")
+    betas: list[float] = option(
+        factory=lambda: [0.9, 0.999], help="decay of Adam's averages", advanced=True
+    )
     decay_norm_and_bias: bool = option(
         True, "apply weight decay to biases and norms too", advanced=True
+    )
+    decay_positions: bool = option(
+        False,
+        "apply weight decay to what networks spare by name too (position tables, class tokens)",
+        advanced=True,
     )
     layer_decay: float = option(
         1.0, "learning-rate factor per layer from the head down; 1 switches it off", advanced=True
@@ -71,7 +79,9 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning-rate schedule."""
 
-    name: Literal["cosine", "onecycle", "constant"] = option("cosine", "shape of the schedule")
+    name: Literal["cosine", "onecycle", "constant", "poly"] = option(
+        "cosine", "shape of the schedule (poly: linear to zero times linear warm-up, as mmseg)"
+    )
     warmup_fraction: float = option(0.0, "part of the steps for linear warm-up", advanced=True)
     min_lr: float = option(1e-6, "learning rate at the end of the cosine", advanced=True)
     interval: Literal["step", "epoch"] = option("step", "when the cosine moves on", advanced=True)
@@ -91,6 +101,9 @@ class TrainerConfig:
         "best", "weights to keep: lowest validation loss, or the end of the schedule", advanced=True
     )
     patience: int = option(0, "stop after so many epochs without improvement; 0: never")
+    check_val_every_n_epoch: int = option(
+        1, "epochs from one validation to the next", advanced=True
+    )
     save_every_n_steps: int = option(
         200, "steps between resumable checkpoints within an epoch", advanced=True
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0:
         return None
     return value
+
+
+def list_digest(names: Iterable[str]) -> str:
+    """Return the sha256 of a list of names, in their order: which data a number belongs to."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -7,6 +7,7 @@ from typing import Any
 from crossband.shared.registry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 
 _HERE = "crossband.shared.backbones"
+_PRETRAINING = "crossband.shared.pretraining"
 
 
 def _entry(family: str, module: str, name: str, size: int, **details: Any) -> ModelEntry:
@@ -148,6 +149,63 @@ def _sam(name: str, summary: str, weights: str, licence: str, **arguments: Any) 
     )
 
 
+def _mae(
+    name: str,
+    encoder: tuple[int, int, int],
+    decoder: tuple[int, int, int],
+    weights: str = "none published",
+    *,
+    side: int = 224,
+    student: bool = False,
+    **arguments: Any,
+) -> ModelEntry:
+    dim, depth, heads = encoder
+    decoder_dim, decoder_depth, decoder_heads = decoder
+    own = " of our choice" if name == "mae_vit_tiny" else ""
+    return ModelEntry(
+        name=name,
+        target=f"{_PRETRAINING}.g2sd:G2SDStudent" if student else f"{_PRETRAINING}.mae:MAE",
+        task="pre-training",
+        input_shape=(3, side, side),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        official=f"{_PRETRAINING}.mae:from_official",
+        summary=f"masked autoencoder{' that learns from a larger one' if student else ''}, ViT of "
+        f"{dim} channels and {depth} blocks, decoder{own} of {decoder_dim} and {decoder_depth}",
+        paper="Huang et al. 2023, G2SD, arXiv 2302.14771"
+        if student
+        else "He et al. 2022, MAE, arXiv 2111.06377",
+        licence="Apache-2.0 (our code); weights: see who trained them"
+        if student
+        else "Apache-2.0 (our code); MAE's weights CC BY-NC 4.0",
+        weights=weights,
+        arguments={
+            **{"img_size": side, "embed_dim": dim, "depth": depth, "num_heads": heads},
+            **{"decoder_embed_dim": decoder_dim, "decoder_depth": decoder_depth},
+            "decoder_num_heads": decoder_heads,
+            **arguments,
+        },
+    )
+
+
+def _multimae(
+    name: str, target: str, summary: str, weights: str = "none published", **arguments: Any
+) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        target=f"{_PRETRAINING}.{target}",
+        task="segmentation" if name.startswith("multivit") else "pre-training",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        official=f"{_PRETRAINING}.multimae_keys:from_official",
+        summary=summary,
+        paper="Bachmann et al. 2022, MultiMAE, arXiv 2204.01678",
+        licence="Apache-2.0 (our code); the authors' weights CC BY-NC 4.0",
+        weights=weights,
+        arguments=arguments,
+    )
+
+
 _CLIP = {
     "pre_norm": True,
     "patch_bias": False,
@@ -161,6 +219,12 @@ _LITTLE = (2, 2, 6, 2)
 _DEEP = (3, 3, 27, 3)
 _FILTERS_384 = (None, None, (24, 13), (12, 7))
 _22K = "unknown (published for ImageNet-22k)"
+_T, _S, _B, _L = (192, 12, 3), (384, 12, 6), (768, 12, 12), (1024, 24, 16)
+_RGB_DEPTH = {"rgb": 3, "depth": 1}
+_LABELS = {"channels": 133, "labels": True, "stride": 4}
+_RGB_THERMAL = {"rgb": 3, "thermal": 1}
+_DRIVE = "the authors' drive folder, which is not always reachable"
+_XRAY = "medical_mae of the account lambert-x (chest X-rays)"
 
 MODELS: tuple[ModelEntry, ...] = (
     _transnext("micro", _MICRO, _SHALLOW, "transnext_micro_224_1k.pth", accuracy="82.5"),
@@ -251,6 +315,47 @@ MODELS: tuple[ModelEntry, ...] = (
         "Apache-2.0 (our code); the authors' weights CC BY-NC-ND 2.0",
         use_abs_pos=False,
     ),
+    _mae("mae_vit_tiny", _T, (128, 4, 4)),
+    _mae("mae_vit_small_dec128d2b", _S, (128, 2, 16)),
+    _mae("mae_vit_small_dec512d2b", _S, (512, 2, 16), _XRAY),
+    _mae("mae_vit_small_dec512d2b_448", _S, (512, 2, 16), side=448),
+    _mae("mae_vit_small_dec512d8b", _S, (512, 8, 16)),
+    _mae("mae_vit_base_dec512d2b", _B, (512, 2, 16)),
+    _mae("mae_vit_base_dec512d8b", _B, (512, 8, 16), f"mae_pretrain_vit_base_full.pth; {_XRAY}"),
+    _mae("mae_vit_large_dec512d8b", _L, (512, 8, 16), "mae_pretrain_vit_large_full.pth"),
+    _mae("mae_vit_huge_dec512d8b", (1280, 32, 16), (512, 8, 16), patch_size=14),
+    _mae("g2sd_vit_tiny_dec128d4b", _T, (128, 4, 4), _DRIVE, student=True),
+    _mae("g2sd_vit_small_dec256d4b", _S, (256, 4, 8), _DRIVE, student=True),
+    _multimae(
+        "multimae_vit_base",
+        "multimae:MultiMAE",
+        "masked autoencoder of colour, depth and label maps",
+        "the files of the account EPFL-VILAB, repository MultiMAE",
+        modalities={**_RGB_DEPTH, "semseg": _LABELS},
+        outputs=("rgb", "depth", "semseg", "norm_rgb"),
+    ),
+    _multimae(
+        "multimae_vit_tiny",
+        "multimae:MultiMAE",
+        "masked autoencoder of colour and thermal images, of our size",
+        modalities=_RGB_THERMAL,
+        outputs=("rgb", "thermal"),
+        **{"embed_dim": 192, "num_heads": 3, "decoder_embed_dim": 128, "decoder_num_heads": 4},
+    ),
+    _multimae(
+        "multivit_base",
+        "multimae_heads:MultiViT",
+        "MultiMAE's encoder of colour and depth with a head for classes or values",
+        modalities=_RGB_DEPTH,
+    ),
+    _multimae(
+        "multivit_tiny",
+        "multimae_heads:MultiViT",
+        "encoder of colour and thermal images with a head for classes or values, of our size",
+        modalities=_RGB_THERMAL,
+        head_options={"embed_dim": 1024, "depth": 2},
+        **{"embed_dim": 192, "num_heads": 3},
+    ),
 )
 CONFORMANCE = {
     "transnext": f"{_HERE}.conformance:transnext",
@@ -260,4 +365,9 @@ CONFORMANCE = {
     "hornet": f"{_HERE}.conformance:hornet",
     "vit_classifier": f"{_HERE}.vit_conformance:vit_classifier",
     "sam_encoder": f"{_HERE}.vit_conformance:sam_encoder",
+    "mae": f"{_PRETRAINING}.conformance:mae",
+    "g2sd": f"{_PRETRAINING}.conformance:g2sd",
+    "multimae": f"{_PRETRAINING}.conformance:multimae",
+    "multimae_head": f"{_PRETRAINING}.conformance:multimae_head",
+    "mae_recipe": f"{_PRETRAINING}.conformance:mae_recipe",
 }

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from crossband.shared.backbones.base import Backbone, take_indices
 from crossband.shared.errors import ConfigError
 from crossband.shared.kernels.attention import attention
-from crossband.shared.kernels.linear import Linear
+from crossband.shared.kernels.linear import Linear, linear
 from crossband.shared.layers.drop_path import DropPath
 from crossband.shared.layers.gem import GeM
 from crossband.shared.layers.pos_embed import resample_pos_embed, sincos_pos_embed
@@ -93,6 +93,20 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         return q, k, v
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the scaled logits (B, heads, N, N); values are not computed."""
+        if type(self.qkv) is Linear:  # one that is adapted or factored has no rows to take alone
+            rows = 2 * self.qkv.in_features
+            bias = None if self.qkv.bias is None else self.qkv.bias[:rows]
+            q, k = (
+                linear(x, self.qkv.weight[:rows], bias)
+                .unflatten(-1, (2, self.num_heads, -1))
+                .permute(2, 0, 3, 1, 4)
+            )
+        else:
+            q, k, _ = self.heads(x)
+        return scaled_logits(q, k)
 
     def forward(self, x: Tensor, logits: list[Tensor] | None = None) -> Tensor:
         """Map (B, N, D) to the same shape; append the logits to a list that is given."""
@@ -307,20 +321,7 @@ class ViTTrunk(nn.Module):
         depth = len(self.blocks)
         captured, wanted = _numbers(depth, capture), _numbers(depth, layers)
         last = depth - 1 if until is None else take_indices(depth, [until])[0]
-        x = self.patch_embed(image)
-        grid = (x.shape[-2], x.shape[-1])
-        prefix = self.cls_token is not None
-        table = resample_pos_embed(self.pos_embed, self.grid, grid, int(prefix))
-        x = x.flatten(2).transpose(1, 2) + table[:, int(prefix) :]
-        if keep is not None:
-            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
-        front = []
-        if self.cls_token is not None:
-            front.append((self.cls_token + table[:, :1]).expand(x.shape[0], -1, -1))
-        if self.reg_token is not None:
-            front.append(self.reg_token.expand(x.shape[0], -1, -1))
-        x = self.norm_pre(torch.cat([*front, x], dim=1) if front else x)
-        found = Tokens(x, sum(t.shape[1] for t in front), 0, grid)
+        found = self.embed_tokens(image, keep)
         deep = _deep_prompts(prompts, depth)
         for number, block in enumerate(self.blocks[: last + 1]):
             x = found.x
@@ -337,6 +338,46 @@ class ViTTrunk(nn.Module):
             if number in wanted:
                 found.layers[number] = found.x
         return found
+
+    def embed_tokens(self, image: Tensor, keep: Tensor | None = None) -> Tokens:
+        """Return what enters the first block; arguments as for `forward_tokens`."""
+        x = self.patch_embed(image)
+        grid = (x.shape[-2], x.shape[-1])
+        prefix = self.cls_token is not None
+        table = resample_pos_embed(self.pos_embed, self.grid, grid, int(prefix))
+        x = x.flatten(2).transpose(1, 2) + table[:, int(prefix) :]
+        if keep is not None:
+            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+        front = []
+        if self.cls_token is not None:
+            front.append((self.cls_token + table[:, :1]).expand(x.shape[0], -1, -1))
+        if self.reg_token is not None:
+            front.append(self.reg_token.expand(x.shape[0], -1, -1))
+        x = self.norm_pre(torch.cat([*front, x], dim=1) if front else x)
+        return Tokens(x, sum(t.shape[1] for t in front), 0, grid)
+
+    def attention_logits(self, image: Tensor, block: int = -1) -> Tensor:
+        """Return the scaled logits (B, heads, tokens, tokens) of one block.
+
+        Blocks before it run; of its own nothing but the first norm, queries and keys is computed,
+        so values, projection and MLP get no gradient from it (UNIP's distillation).
+
+        Args:
+            image: (B, C, H, W).
+            block: Number of the block, from 0; negative ones count from the end.
+
+        Raises:
+            ConfigError: a block that does not exist.
+        """
+        number = take_indices(len(self.blocks), [block])[0]
+        x = self.embed_tokens(image).x
+        for earlier in self.blocks[:number]:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(earlier, x, use_reentrant=False)
+            else:
+                x = earlier(x)
+        last = self.blocks[number]
+        return last.attn.logits(last.norm1(x))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute blocks again in the backward pass, which saves memory and costs time."""

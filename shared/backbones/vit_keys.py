@@ -30,8 +30,8 @@ _PREFIXES = (
 )
 # Parts that training puts around the encoder: left out, and named in the report.
 _AROUND = re.compile(
-    r"^(decoder|mask_token|masked_embed|fpn\d|neck\.|decode_head|auxiliary_head|rel_pos"
-    r"|relative_position|head\.(mlp|last_layer)|prototypes|logit_scale|text_|transformer\."
+    r"^(decoder|encoderfeature_pred|mask_token|masked_embed|fpn\d|neck\.|decode_head"
+    r"|auxiliary_head|rel_pos|relative_position|head\.(mlp|last_layer)|prototypes|logit_scale|text_|transformer\."
     r"|positional_embedding|token_embedding|ln_final|blocks\.\d+\.attn\.(rel_pos|relative_pos))"
 )
 # Parts that a network may have of its own, or a file without use for this network.

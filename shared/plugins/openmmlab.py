@@ -9,7 +9,7 @@ and `type="crossband.UniRepLKNet"` (docs/openmmlab.md). Importing it
 - declares torchvision's operators where they cannot be loaded (`shared/compat.py`);
 - supplies `mmcv._ext` in PyTorch unless a compiled one loads (`mmcv_ext.py`);
 - makes a child of each of mmengine's registries, scope `crossband`; what is in them
-  (`openmmlab_parts.py`) is imported when the first name is looked up;
+  (`openmmlab_parts/`) is imported when the first name is looked up;
 - has every checkpoint file read without running what is in it.
 
 A script imports it before `mmseg.apis` or `mmdet.apis`.
@@ -18,7 +18,9 @@ A script imports it before `mmseg.apis` or `mmdet.apis`.
 from __future__ import annotations
 
 import inspect
+import json
 import os.path
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -40,11 +42,11 @@ from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.registry import Registry  # noqa: E402
 from mmengine.runner import checkpoint  # noqa: E402
 
-from crossband.shared.checkpoints import read_pickle, read_state_dict  # noqa: E402
+from crossband.shared.checkpoints import HEADER_KEY, read_pickle, read_state_dict  # noqa: E402
 from crossband.shared.errors import CheckpointError, ConfigError, did_you_mean  # noqa: E402
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 _PARTS = ["crossband.shared.plugins.openmmlab_parts"]
 
@@ -58,6 +60,11 @@ DATASETS = _child("dataset", roots.DATASETS)
 TRANSFORMS = _child("transform", roots.TRANSFORMS)
 METRICS = _child("metric", roots.METRICS)
 HOOKS = _child("hook", roots.HOOKS)
+DATA_SAMPLERS = _child("data sampler", roots.DATA_SAMPLERS)
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    "optimizer wrapper constructor", roots.OPTIM_WRAPPER_CONSTRUCTORS
+)
+VISUALIZERS = _child("visualizer", roots.VISUALIZERS)
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
@@ -108,6 +115,10 @@ def _numpy_parts() -> list[Any]:
     return [*named, np.ndarray, np.dtype, *types]
 
 
+# By the task in a checkpoint of ours: a domain's function from our keys to those of its models
+# in OpenMMLab.
+TRANSLATORS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {}
+
 # What mmengine's checkpoints hold besides tensors and plain containers.
 ALLOWED: tuple[Any, ...] = (HistoryBuffer, (_statistic, "builtins.getattr"), *_numpy_parts())
 
@@ -121,7 +132,8 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     path = os.path.expanduser(filename)
     if path.endswith(".safetensors"):
         tensors, header = read_state_dict(path)
-        return {"state_dict": tensors, "meta": dict(header)}
+        task = json.loads(header.get(HEADER_KEY, "{}")).get("task")
+        return {"state_dict": TRANSLATORS.get(task, dict)(tensors), "meta": dict(header)}
     return read_pickle(path, allowed=ALLOWED, map_location=map_location)
 
 

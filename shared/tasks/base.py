@@ -26,7 +26,12 @@ class Task(LightningModule):
         compile: Run the network through `torch.compile`.
         augment: Changes a training batch; draws from the global generators, which are seeded for
             each step.
+
+    Attributes:
+        monitor: Validation metric that chooses the best weights, and 1 if lower is better, else -1.
     """
+
+    monitor: tuple[str, int] = ("val_loss", 1)
 
     def __init__(
         self,
@@ -63,7 +68,7 @@ class Task(LightningModule):
         loss = self.loss(self.augment(batch) if self.augment else batch)
         if not torch.isfinite(loss):
             raise CrossbandError(
-                f"The training loss became {float(loss)} at epoch {self.current_epoch + 1}, step "
+                f"The training loss became {loss.item()} at epoch {self.current_epoch + 1}, step "
                 f"{self.global_step}: lower --optimizer.lr, set --trainer.gradient_clip_val 1, or "
                 "look for bad values with `data check`; the last good state is in the run folder."
             )

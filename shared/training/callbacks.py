@@ -112,7 +112,8 @@ class RunBook(Callback):
         folder: The run folder.
         describe: Returns the configuration to store with the best checkpoint.
         ema_decay: Decay of the weight average; 0 for none.
-        select: `best` keeps the weights of lowest validation loss, `last` the newest.
+        select: `best` keeps the weights of the best validation (the task's `monitor`), `last` the
+            newest.
         patience: Epochs without improvement before stopping; 0 never stops.
         max_minutes: Limit of the time spent in training, resumed parts included; 0 for none.
         progress: Prints one line; called once per epoch.
@@ -141,7 +142,7 @@ class RunBook(Callback):
         self._restored_average: dict | None = None
         self._applied: Any = None
         self.history: list[dict[str, float]] = []
-        self.best = {"epoch": -1, "val_loss": math.inf}
+        self.best: dict[str, float] = {"epoch": -1}
         self.seconds = 0.0
         self._tick = 0.0
         self._losses: list[torch.Tensor] = []
@@ -186,6 +187,12 @@ class RunBook(Callback):
         self.seconds, self._tick = self.seconds + now - self._tick, now
         if self.max_seconds and self.seconds >= self.max_seconds:
             trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1  # the end is always validated
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the last epoch validated, whatever the interval."""
+        if trainer.current_epoch == trainer.max_epochs - 1:
+            trainer.check_val_every_n_epoch = 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate with the averaged weights."""
@@ -205,9 +212,11 @@ class RunBook(Callback):
             **metrics,
         }
         self.history.append(row)
-        improved = metrics["val_loss"] < self.best["val_loss"]
+        name, sign = pl_module.monitor
+        value = metrics[name]
+        improved = sign * value < sign * self.best.get(name, sign * math.inf)  # never by NaN
         if improved:
-            self.best = {"epoch": row["epoch"], "val_loss": metrics["val_loss"]}
+            self.best = {"epoch": row["epoch"], name: value}
         if trainer.is_global_zero:
             if improved or self.select == "last":
                 self.folder.save_best(pl_module.model, {**self.describe(), "training": row})
@@ -216,21 +225,24 @@ class RunBook(Callback):
             self._applied.__exit__(None, None, None)
             self._applied = None
         if trainer.is_global_zero:
-            self._report(trainer, row, improved)
+            self._report(trainer, row, name, improved)
         self._losses = []
         stale = row["epoch"] - self.best["epoch"]
         if self.patience and stale >= self.patience:
             trainer.should_stop = True
         self._tick = time.monotonic()
 
-    def _report(self, trainer: Trainer, row: dict[str, float], improved: bool) -> None:
+    def _report(
+        self, trainer: Trainer, row: dict[str, float], name: str, improved: bool
+    ) -> None:
         left = self.seconds / row["epoch"] * (trainer.max_epochs - row["epoch"])
         if self.max_seconds:
             left = min(left, max(0.0, self.max_seconds - self.seconds))
         rate = row["step"] / self.seconds if self.seconds else 0.0
         self.progress(
             f"epoch {row['epoch']}/{trainer.max_epochs}  train {row['train_loss']:.4f}  "
-            f"val {row['val_loss']:.4f}{' *' if improved else ''}  {rate:.2f} steps/s  "
+            f"{name.replace('_', ' ').removesuffix(' loss')} {row[name]:.4f}"
+            f"{' *' if improved else ''}  {rate:.2f} steps/s  "
             f"{_clock(left)} left"
         )
 

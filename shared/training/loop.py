@@ -33,12 +33,21 @@ class Data(LightningDataModule):
         val: Validation items.
         loader: Batch size (per device) and loader processes.
         seed: Of the order.
+        val_batch_size: Of validation, where it differs (images of several sizes: 1).
     """
 
-    def __init__(self, train: Dataset, val: Dataset, loader: LoaderConfig, seed: int) -> None:
+    def __init__(
+        self,
+        train: Dataset,
+        val: Dataset,
+        loader: LoaderConfig,
+        seed: int,
+        val_batch_size: int | None = None,
+    ) -> None:
         """Keep the data sets and the settings."""
         super().__init__()
         self.train, self.val, self.loader, self.seed = train, val, loader, seed
+        self.val_batch_size = val_batch_size
         self.epoch = self.skip = 0
 
     def start_at(self, epoch: int, skip: int) -> None:
@@ -60,7 +69,7 @@ class Data(LightningDataModule):
     def _order(self, items: Dataset, *, shuffle: bool) -> EpochBatchSampler:
         return EpochBatchSampler(
             len(items),
-            self.loader.batch_size,
+            self.loader.batch_size if shuffle else self.val_batch_size or self.loader.batch_size,
             seed=self.seed,
             shuffle=shuffle,
             rank=self.trainer.global_rank,
@@ -102,7 +111,10 @@ def fit(
         CrossbandError: options that cannot work, a loss that is not finite, a stop by signal
             (after saving), a checkpoint that does not fit.
     """
-    for name in ("max_epochs", "accumulate_grad_batches", "save_every_n_steps", "devices"):
+    for name in (
+        *("max_epochs", "accumulate_grad_batches", "save_every_n_steps", "devices"),
+        "check_val_every_n_epoch",
+    ):
         if getattr(trainer_config, name) < 1:
             raise ConfigError(
                 f"--trainer.{name} {getattr(trainer_config, name)} must be at least 1."
@@ -128,6 +140,7 @@ def fit(
         precision=_PRECISION[options.precision],
         max_epochs=trainer_config.max_epochs,
         limit_train_batches=trainer_config.limit_train_batches or 1.0,
+        check_val_every_n_epoch=trainer_config.check_val_every_n_epoch,
         accumulate_grad_batches=trainer_config.accumulate_grad_batches,
         gradient_clip_val=trainer_config.gradient_clip_val or None,
         deterministic=options.deterministic,

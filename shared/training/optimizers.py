@@ -37,7 +37,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     layers = {name: model.layer_index(name) if layered else 0 for name, _ in trainable}
     last = max(layers.values(), default=0)
-    spared = getattr(model, "no_weight_decay", set)()
+    spared = set() if config.decay_positions else getattr(model, "no_weight_decay", set)()
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in trainable:
         exempt = name in spared or (parameter.ndim <= 1 and not config.decay_norm_and_bias)
@@ -54,10 +54,13 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """Build the optimiser that `config` names over the model's parameter groups."""
     groups = parameter_groups(model, config)
+    if len(config.betas) != 2:
+        raise ConfigError(f"--optimizer.betas {config.betas}: give two numbers.")
+    betas = (config.betas[0], config.betas[1])
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas)
     if config.name == "adam":
-        return torch.optim.Adam(groups, lr=config.lr)
+        return torch.optim.Adam(groups, lr=config.lr, betas=betas)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
     from timm.optim import create_optimizer_v2
@@ -72,13 +75,16 @@ def build_schedule(
 
     `onecycle` is PyTorch's with `final_div_factor=1e4` as OpenSTL runs it. `cosine` falls from
     `lr` to `min_lr` after a linear warm-up; with `interval="epoch"` it moves once per epoch, as
-    timm's CosineLRScheduler does for OpenSTL (SPEC of PredFormer, section 5).
+    timm's CosineLRScheduler does for OpenSTL (SPEC of PredFormer, section 5). `poly` is mmseg's
+    of power 1: `1 - t / T`, times a linear warm-up from 1e-6.
     """
     total = max(1, epochs * steps_per_epoch)
     if config.name == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]
         return OneCycleLR(optimizer, max_lr=rates, total_steps=total, final_div_factor=1e4)
     warmup = int(config.warmup_fraction * total)
+    if config.name == "poly":
+        return LambdaLR(optimizer, lambda step: poly_factor(step, total, warmup))
     floor = config.min_lr / lr if config.name == "cosine" else 1.0
 
     def factor(step: int) -> float:
@@ -91,3 +97,16 @@ def build_schedule(
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, factor)
+
+
+def poly_factor(step: int, total: int, warmup: int) -> float:
+    """Return mmseg's factor of the learning rate: power 1 to zero, warm-up from 1e-6.
+
+    Args:
+        step: From 0.
+        total: Steps of the run.
+        warmup: Steps of the warm-up.
+    """
+    start = 1e-6
+    rise = 1.0 if step >= warmup else 1 - (1 - step / warmup) * (1 - start)
+    return max(0.0, 1 - step / total) * rise

@@ -1,0 +1,1 @@
+"""Infrared images: segmentation, and pre-training for it."""

@@ -1,0 +1,1 @@
+"""What people would pick instead: U-Net and UPerNet of smp, SegFormer and DeepLabV3+ of mmseg."""

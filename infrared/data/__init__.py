@@ -1,0 +1,1 @@
+"""Data sets of infrared images in the formats that people have."""

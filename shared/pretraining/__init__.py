@@ -1,0 +1,1 @@
+"""Pre-training without labels: masked autoencoders and what distils them."""

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from crossband.apps.main import main
+from crossband.infrared.unip.model import UNIPViT
+from crossband.shared.checkpoints import read_config
+
+from .conftest import SMALL
+
+
+def _words(scenes: Path, out: Path, *more: str) -> list[str]:
+    return ["infrared", "train", *SMALL, "--data.root", str(scenes), "--out", str(out), *more]
+
+
+def test_a_run_leaves_what_every_run_leaves(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    wanted = {"config.yaml", "metrics.csv", "metrics.json", "best.safetensors", "last.ckpt"}
+    assert wanted | {"report.html"} <= names
+    results = json.loads((run / "metrics.json").read_text())
+    assert results["best"]["epoch"] >= 1 and 0 <= results["validation"]["mIoU"] <= 1
+    assert "car" in results["validation"]["classes"]
+    config = read_config(run / "best.safetensors")
+    assert config["classes"] == ["background", "road", "car", "person"]
+    assert config["window"]["size"] == 64 and len(config["protocol"]["sha256"]) == 64
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert {"val_miou", "val_iou", "val_loss"} <= set(rows[0])
+
+
+@pytest.mark.slow
+def test_scenes_are_learned(scenes: Path, tmp_path: Path) -> None:
+    more = ("--optimizer.lr", "1e-3", "--trainer.max_epochs", "60", "--network.detail", "8")
+    assert main(_words(scenes, tmp_path / "r", *more, "--loss.name", "ce_dice", "--quiet")) == 0
+    results = json.loads((tmp_path / "r/metrics.json").read_text())
+    assert results["validation"]["classes"]["road"]["iou"] > 0.5
+
+
+def test_a_stopped_run_goes_on_exactly(run: Path, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    assert main(_words(scenes, out, "--trainer.max_epochs", "1", "--quiet")) == 0
+    text = (out / "config.yaml").read_text().replace("max_epochs: 1", "max_epochs: 2")
+    (out / "config.yaml").write_text(text)
+    # The schedule knows its length, so the first epoch is run again under the longer one.
+    whole = load_file(run / "best.safetensors")
+    assert whole.keys() == load_file(out / "best.safetensors").keys()
+    assert main(["infrared", "train", "--resume", str(out), "--quiet"]) == 0
+    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+
+
+def test_pretrained_weights_are_loaded_and_reported(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    vit = UNIPViT(embed_dim=192, depth=12, num_heads=3, last_heads=16)
+    save_file(vit.state_dict(), tmp_path / "unip.safetensors")
+    more = ("--weights", str(tmp_path / "unip.safetensors"), "--dry-run")
+    assert main(_words(scenes, tmp_path / "r", *more)) == 0
+    printed = capsys.readouterr().out
+    assert "150 tensors loaded" in printed and "interpolated: pos_embed" in printed
+    assert not (tmp_path / "r").exists()
+
+
+def test_probing_trains_the_convolution_alone(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--network.tuning", "linear", "--trainer.max_epochs", "1", "--optimizer.lr", "0.1")
+    assert main(_words(scenes, tmp_path / "r", *more)) == 0
+    assert f"{4 * 192 * 4 + 4:,} trained" in capsys.readouterr().out
+    one = ("--network.tuning", "layerwise", "--network.blocks", "5", "--dry-run")
+    assert main(_words(scenes, tmp_path / "q", *one)) == 0
+    assert f"{192 * 4 + 4:,} trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--model", "unip_tinny"), "Did you mean 'unip_tiny'"),
+        (("--network.blocks", "13"), "blocks 1 to 12"),
+        (("--network.blocks", "5", "6"), "one block or of four"),
+        (("--loss.class_weights", "1", "2"), "2 numbers for 4 classes"),
+        (("--loader.batch_size", "1"), "two images or more"),
+        (("--data.train", "training"), "no split 'training'"),
+        (("--data.ratio", "2", "1"), "smallest and the largest factor"),
+        (("--model", "unet", "--network.encoder", "tu-nothing"), "cannot be built"),
+        (("--weights", "nowhere.pth"), "nowhere.pth"),
+    ],
+)
+def test_options_that_cannot_work_are_one_sentence(
+    scenes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    message: str,
+) -> None:
+    assert main(_words(scenes, tmp_path / "r", *more)) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_mask_with_an_unknown_id_is_named(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    for number in range(4):
+        pixels = np.full((64, 64), 7 if number == 2 else 1, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{number}.png")
+        Image.fromarray(pixels).save(tmp_path / f"masks/{number}.png")
+    assert main(_words(tmp_path, tmp_path / "r", "--quiet")) == 2
+    assert "masks/2.png has pixels of class 7" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--optimizer.lr", "1e12", "--optimizer.name", "sgd", "--trainer.max_epochs", "3")
+    assert main(_words(scenes, tmp_path / "r", *more, "--quiet")) == 2
+    assert "lower --optimizer.lr" in capsys.readouterr().err
