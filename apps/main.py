@@ -23,6 +23,7 @@ EXAMPLES = (
     'crossband models list "predformer*"',
     "crossband spatiotemporal train --help",
     "crossband low-light predict --help",
+    "crossband infrared train --help",
 )
 
 

@@ -115,7 +115,7 @@ MODELS: tuple[ModelEntry, ...] = (
 )
 CONFORMANCE = {
     "unip_distillation": f"{_HERE}.unip.conformance:distillation",
-    "unip_segmentor": f"{_HERE}.unip.seg_conformance:segmentor",
+    "unip_segmentor": f"{_HERE}.unip.conformance:segmentor",
     "attention_analysis": f"{_HERE}.unip.conformance:attention_analysis",
 }
 LOADERS = {"infrared segmentation": f"{_HERE}.segment:Segmenter"}

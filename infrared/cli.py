@@ -29,30 +29,25 @@ DOMAIN = Domain(
             config=f"{_HERE}.unip.config:AnalyseConfig",
             run=f"{_HERE}.unip.analyse:run",
             summary="measure a ViT's attention layer by layer (NMI, distance, pattern, CKA)",
-            examples=(
-                "crossband infrared analyse --weights mae_large.pth --data.root frames/",
-            ),
+            examples=("crossband infrared analyse --weights mae_large.pth --data.root frames/",),
         ),
         "pretrain": Verb(
-            config=f"{_HERE}.unip.config:PretrainConfig",
-            run=f"{_HERE}.unip.training:pretrain",
+            config=f"{_HERE}.pretraining.config:PretrainConfig",
+            run=f"{_HERE}.pretraining.training:pretrain",
             summary="pre-train without labels: UNIP's distillation, MAE, G2SD, MultiMAE, ...",
             examples=(
-                "crossband infrared pretrain --method unip --teacher mae_large.pth "
-                "--model unip_small --data.root infmix/",
-                "crossband infrared pretrain --method mae --model mae_vit_small_dec512d2b "
-                "--recipe tiny_mae --data.root frames/",
+                "crossband infrared pretrain --recipe tiny_mae --data.root frames/ --out runs/mae",
+                "crossband infrared pretrain --method unip --teacher mae_l.pth --data.root frames/",
             ),
-            recipes=f"{_HERE}.unip",
+            recipes=f"{_HERE}.pretraining",
         ),
         "train": Verb(
             config=f"{_HERE}.config:TrainConfig",
             run=f"{_HERE}.training:train",
             summary="train a segmentation network: UNIP with LL-FPN, a linear probe, or a rival",
             examples=(
-                "crossband infrared train --model unip_small --recipe sirst "
-                "--weights unip_small.safetensors --data.root sirst_v2/",
-                "crossband infrared train --model unet --recipe sirst --data.root sirst_v2/",
+                "crossband infrared train --recipe sirst --weights unip_s.pth --data.root sirst/",
+                "crossband infrared train --recipe sirst_unet --data.root sirst/",
             ),
             recipes=f"{_HERE}.unip",
         ),
@@ -74,21 +69,19 @@ DOMAIN = Domain(
             positional="inputs",
         ),
         "compress": Verb(
-            config=f"{_HERE}.unip.config:CompressConfig",
-            run=f"{_HERE}.unip.compression:compress",
+            config=f"{_HERE}.pretraining.config:CompressConfig",
+            run=f"{_HERE}.pretraining.compression:compress",
             summary="replace a pre-trained ViT's linear layers by low-rank ones (PELA)",
             examples=(
-                "crossband infrared compress --weights unip_small.safetensors --ratio 2 "
-                "--data.root frames/ --out small.safetensors",
+                "crossband infrared compress --weights unip_s.pth --data.root frames/ "
+                "--out half.safetensors",
             ),
         ),
         "export": Verb(
             config=f"{_HERE}.config:ExportConfig",
             run=f"{_HERE}.export:export",
             summary="write ONNX or .pt2, checked against PyTorch; predict takes it too",
-            examples=(
-                "crossband infrared export --weights best.safetensors --format onnx",
-            ),
+            examples=("crossband infrared export --weights best.safetensors --format onnx",),
         ),
     },
 )

@@ -21,15 +21,12 @@ ChannelName = Literal["grey", "thermal", "rgb"]
 
 @dataclass(kw_only=True)
 class SourceConfig:
-    """Where labelled images lie and how they are read."""
+    """Where labelled images lie."""
 
     root: list[str] = option(
-        factory=list, help="data sets: SODA, MFNet, SCUT-Seg, MSRS, PST900, SIRST or plain folders"
+        factory=list, help="SODA, MFNet, SCUT-Seg, MSRS, PST900, SIRST or plain folders"
     )
     layout: Layout = option("auto", "layout of the folders; auto looks", advanced=True)
-    channel: ChannelName = option(
-        "thermal", "what to read: thermal (grey files, or the fourth channel), grey, or rgb"
-    )
     value_range: list[float] = option(
         factory=list,
         help="counts that become black and white; default: each deep image's own range",
@@ -39,19 +36,56 @@ class SourceConfig:
 
 
 @dataclass(kw_only=True)
+class FramesConfig:
+    """Where images without masks lie, and how they are read."""
+
+    root: list[str] = option(
+        factory=list, help="folders of images: infpre/, in1k/, coco/, InfMix, any (repeatable)"
+    )
+    datasets: list[str] = option(
+        factory=list, help="data sets of the folders to take; default: all", advanced=True
+    )
+    exclude: list[str] = option(
+        factory=list,
+        help="names or patterns of files to leave out, or .txt files that list them",
+        advanced=True,
+    )
+    per_class: int = option(
+        0, "first files of each ImageNet class; 0: all (InfMix: 200)", advanced=True
+    )
+    ratio: float = option(1.0, "part of the files: every int(1 / ratio)-th", advanced=True)
+    channel: Literal["grey", "thermal"] = option(
+        "grey", "grey of colours, or the fourth channel where there are four", advanced=True
+    )
+    value_range: list[float] = option(
+        factory=list,
+        help="counts of 16-bit files that become black and white; default: percentiles",
+        advanced=True,
+    )
+    cache_gb: float = option(2.0, "memory for decoded images, in GB", advanced=True)
+
+
+@dataclass(kw_only=True)
+class ReadConfig(SourceConfig):
+    """Where labelled images lie and what is read of them."""
+
+    channel: ChannelName = option("thermal", "thermal: grey files or the 4th channel")
+
+
+@dataclass(kw_only=True)
 class ScaleConfig:
     """The size at which images go through the network."""
 
-    short_side: int = option(512, "bring the shorter side to so many pixels; 0: keep the size")
+    short_side: int = option(512, "bring the shorter side to so many pixels; 0: no")
     long_side: int = option(2048, "but the longer to no more than these", advanced=True)
     factor: float = option(1.0, "enlarge further by this (small targets)")
 
 
 @dataclass(kw_only=True)
-class DataConfig(SourceConfig):
+class DataConfig(ReadConfig):
     """What to train on."""
 
-    train: str = option("train", "split to train on")
+    train: str = option("train", "split to train on", advanced=True)
     val: str = option("val", "split to validate on; SODA has test only", advanced=True)
     val_fraction: float = option(
         0.1, "part of train held back where there is no split val", advanced=True
@@ -64,7 +98,9 @@ class DataConfig(SourceConfig):
     cat_max_ratio: float = option(
         0.75, "draw a crop again if one class fills more of it; 1: never", advanced=True
     )
-    on_target: float = option(0.0, "share of crops that hold a pixel of a class other than 0")
+    on_target: float = option(
+        0.0, "share of crops that hold a pixel of a class other than 0", advanced=True
+    )
     flips: Literal["none", "horizontal", "all"] = option(
         "horizontal", "all: vertical and quarter turns too", advanced=True
     )
@@ -78,7 +114,7 @@ class NetworkConfig:
     """The segmentation network."""
 
     tuning: Literal["full", "linear", "layerwise"] = option(
-        "full", "train all, a 1x1 convolution on four blocks, or one on one block"
+        "full", "train all, or probe four blocks or one"
     )
     blocks: list[int] = option(
         factory=list,
@@ -90,24 +126,27 @@ class NetworkConfig:
     last_heads: int = option(
         0, "heads of the last block; 0: as the others, as the authors fine-tune", advanced=True
     )
-    detail: int = option(
-        0, "channels of a convolutional branch at full resolution beside the ViT; 0: none"
-    )
+    detail: int = option(0, "channels of convolutions at full resolution beside the ViT; 0: none")
     img_size: int = option(512, "side that the table of positions is made for", advanced=True)
     drop_path: float = option(0.1, "probability of leaving out a branch", advanced=True)
     dropout: float = option(0.1, "of the heads' features", advanced=True)
-    encoder: str = option("tu-resnet18", "encoder of unet and upernet (timm by tu-NAME)")
+    encoder: str = option(
+        "tu-resnet18", "encoder of unet and upernet (timm by tu-NAME)", advanced=True
+    )
 
 
 @dataclass(kw_only=True)
 class LossConfig:
     """What is minimised."""
 
-    name: Literal["ce", "ce_dice", "soft_iou", "ce_soft_iou"] = option(
-        "ce", "cross-entropy, with Dice, soft IoU, or cross-entropy with soft IoU"
-    )
+    name: Literal["ce", "ce_dice", "soft_iou", "ce_soft_iou"] = option("ce", "what is minimised")
     class_weights: list[float] = option(
         factory=list, help="of cross-entropy, one per class", advanced=True
+    )
+    balance: float = option(
+        0.0,
+        "weigh classes by their pixels to minus this power (1: an equal say each); 0: no",
+        advanced=True,
     )
     avg_non_ignore: bool = option(
         False, "average over labelled pixels; mmseg's default divides by all", advanced=True
@@ -119,7 +158,9 @@ class LossConfig:
 class WindowConfig:
     """How large images go through the network."""
 
-    mode: Literal["slide", "whole"] = option("slide", "overlapping windows, or the whole image")
+    mode: Literal["slide", "whole"] = option(
+        "slide", "overlapping windows, or the whole image", advanced=True
+    )
     size: int = option(0, "side of a window in the network's pixels; 0: as trained", advanced=True)
     stride: int = option(0, "step between windows; 0: two thirds of the size", advanced=True)
     batch: int = option(4, "windows at a time", advanced=True)
@@ -143,7 +184,14 @@ class TrainConfig(RunOptions):
     schedule: ScheduleConfig = option(factory=ScheduleConfig)
     trainer: TrainerConfig = option(factory=TrainerConfig)
     monitor: Literal["miou", "iou", "loss"] = option(
-        "miou", "what chooses the best weights: mean IoU, IoU of the last class, or loss"
+        "miou",
+        "what chooses the best weights: mean IoU, IoU of the last class, or loss",
+        advanced=True,
+    )
+    threshold: Literal["half", "validation"] = option(
+        "half",
+        "two classes: a probability of one half, or what gives the best IoU in validation",
+        advanced=True,
     )
     out: str | None = option(None, "run folder; default runs/<model>-<time>")
     resume: str | None = option(None, "run folder of a stopped run to go on with")
@@ -169,7 +217,9 @@ class EvaluateConfig(RunOptions):
     )
     worst: int = option(8, "worst images shown in the report", advanced=True)
     out: str | None = option(
-        None, "folder for metrics.json and report.html; default: evaluation beside the weights"
+        None,
+        "folder for metrics.json and report.html; default: evaluation (evaluation-SPLIT, if not "
+        "test) beside the weights",
     )
 
 
@@ -207,7 +257,7 @@ class ExportConfig(OutputOptions):
 class CheckConfig(OutputOptions):
     """Options of `data check`."""
 
-    data: SourceConfig = option(factory=SourceConfig)
+    data: ReadConfig = option(factory=ReadConfig)
     out: str | None = option(None, "picture to write: a contact sheet of images and masks (.png)")
 
 

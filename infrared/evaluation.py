@@ -25,16 +25,27 @@ from crossband.shared.errors import EXIT_PARTIAL, ConfigError, DataError
 from crossband.shared.files import json_text, list_digest, write_text
 from crossband.shared.reports.html import Report
 
+_SHOWN_NOTES = 5
+
 
 def evaluate(config: EvaluateConfig) -> int | None:
     """Run `crossband infrared evaluate`."""
     if not config.data.root:
         raise ConfigError("There is nothing to score on: give --data.root.")
-    segmenter = Segmenter.load(config.weights, device=config.device)
+    segmenter = Segmenter.load(config.weights, device=config.device, precision=config.precision)
     sets = [find(root, config.data.layout) for root in config.data.root]
     for one in sets:
         _same_classes(segmenter, one, config.weights)
+        if one.binary != sets[0].binary:
+            raise DataError(
+                f"{sets[0].root} and {one.root} write the target differently (1 or 255): score on "
+                "them one by one."
+            )
     items = [item for one in sets for item in labelled(one, config.data.split)]
+    lonely = [note for one in sets for note in one.lonely]
+    if not config.quiet and not config.json:
+        for note in lonely[:_SHOWN_NOTES]:
+            print(f"note: {note}")
     frames = _frames(segmenter, config.data, sets[0])
     small = config.small_targets == "yes" or (
         config.small_targets == "auto" and len(segmenter.classes) == 2
@@ -54,6 +65,7 @@ def evaluate(config: EvaluateConfig) -> int | None:
         "sha256": list_digest([item.name for item in items]),
         "weights": config.weights,
         "window": f"{config.window.mode}, {segmenter.config['window']}",
+        "threshold": segmenter.config.get("threshold", "largest logit"),
         "machine": machine(),
     }
     explanation = EXPLANATION + (f" {SMALL_EXPLANATION}" if small else "")
@@ -62,8 +74,10 @@ def evaluate(config: EvaluateConfig) -> int | None:
         **outcome.summary(segmenter.classes),
         "images": outcome.images,
         "left_out": outcome.problems,
+        "without_partner": lonely,
     }
-    out = Path(config.out or Path(config.weights).parent / "evaluation")
+    name = "evaluation" if config.data.split == "test" else f"evaluation-{config.data.split}"
+    out = Path(config.out or Path(config.weights).parent / name)
     write_text(out / "metrics.json", json_text(results) + "\n")
     report = Report("Evaluation: infrared segmentation", protocol_text(protocol))
     add_scores(report, outcome, segmenter.classes)

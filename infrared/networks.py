@@ -36,6 +36,11 @@ def describe(model: str, config: NetworkConfig, num_classes: int) -> dict[str, A
         hint = did_you_mean(model, NAMES) or f" There are: {', '.join(NAMES)}."
         raise ConfigError(f"--model {model!r} is no segmentation network.{hint}")
     if model not in UNIP:
+        if config.tuning != "full" or config.blocks:
+            raise ConfigError(
+                f"--network.tuning {config.tuning} and --network.blocks are for UNIP models, which "
+                f"have a plain ViT; {model} is trained as a whole."
+            )
         arguments: dict[str, Any] = {"num_classes": num_classes}
         if model in ("unet", "upernet"):
             arguments["encoder"] = config.encoder
@@ -48,6 +53,11 @@ def describe(model: str, config: NetworkConfig, num_classes: int) -> dict[str, A
     if config.blocks:
         arguments["out_indices"] = [block - 1 for block in config.blocks]
     if config.tuning != "full":
+        if config.detail or config.last_heads:
+            raise ConfigError(
+                f"--network.tuning {config.tuning} probes the ViT as it is: leave out "
+                "--network.detail and --network.last_heads."
+            )
         if config.tuning == "layerwise" and len(config.blocks) != 1:
             raise ConfigError("--network.tuning layerwise probes one block: give --network.blocks.")
         return {"name": f"{model}_linear", "arguments": arguments}
@@ -78,7 +88,8 @@ def load_pretrained(model: nn.Module, path: str) -> LoadReport | str:
         ConfigError: a network that takes no pre-trained ViT.
     """
     state, header = read_state_dict(path)
-    if any(key.startswith("decode_head.") for key in state):
+    whole = any(key.startswith("decode_head.") for key in state)
+    if whole or state.keys() == model.state_dict().keys():
         return _load_whole(model, path)
     if not hasattr(model, "vit"):
         raise ConfigError(
@@ -96,7 +107,13 @@ def _load_whole(model: nn.Module, path: str) -> str:
 
     state = from_official(read_state_dict(path)[0])
     own = model.state_dict()
-    left = [key for key in state if "conv_seg" in key and state[key].shape != own[key].shape]
+    unused = [key for key in state if key.startswith("auxiliary_head.") and key not in own]
+    state = {key: value for key, value in state.items() if key not in unused}
+    left = [
+        key
+        for key in state
+        if "conv_seg" in key and key in own and state[key].shape != own[key].shape
+    ]
     vit = getattr(model, "vit", None)
     prefix = next((f"{n}." for n, m in model.named_modules() if m is vit), "")
     if vit is not None:
@@ -104,6 +121,7 @@ def _load_whole(model: nn.Module, path: str) -> str:
         state |= {prefix + key: value for key, value in vit.adapt_state(inner).items()}
     load_state(model, state | {key: own[key] for key in left}, path)
     again = f"; {', '.join(left)} start anew (other classes)" if left else ""
+    again += "; the auxiliary head is left out" if unused else ""
     return f"{len(state) - len(left)} tensors loaded from {path}{again}"
 
 

@@ -30,11 +30,9 @@ def write_training_report(
     config: TrainConfig, folder: RunFolder, material: Material, book: RunBook
 ) -> None:
     """Score the best weights on the validation images; write metrics.json and report.html."""
-    segmenter = Segmenter.load(folder.best, device=config.device)
+    segmenter = Segmenter.load(folder.best, device=config.device, precision=config.precision)
     small = len(material.classes) == 2
-    outcome = score(
-        segmenter, material.val, material.frames, config.window, small_targets=small
-    )
+    outcome = score(segmenter, material.val, material.frames, config.window, small_targets=small)
     protocol = segmenter.config["protocol"] | {"split": config.data.val, "minutes": minutes(book)}
     results = {
         "protocol": protocol | {"explanation": _explanation(outcome)},
@@ -141,7 +139,7 @@ def panel(
     pixels: np.ndarray, label: np.ndarray, found: np.ndarray, palette: np.ndarray
 ) -> np.ndarray:
     """Return RGB: an image, its labels, and what was found, side by side."""
-    truth = label.where(label != 255, 0) if hasattr(label, "where") else label * (label != 255)
+    truth = label * (label != 255)
     parts = [overlay(pixels, ids, palette) for ids in (np.zeros_like(truth), truth, found)]
     gap = np.full((pixels.shape[0], 4, 3), 255, np.uint8)
     return np.hstack([parts[0], gap, parts[1], gap, parts[2]])

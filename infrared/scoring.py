@@ -114,6 +114,42 @@ def score(
     return Outcome(matrix.scores(), small.summary() if small else None, rows, problems)
 
 
+def best_threshold(
+    segmenter: Segmenter,
+    items: Sequence[Item],
+    frames: Frames,
+    window: WindowConfig | None = None,
+) -> float:
+    """Return by how much the logit of class 1 must be ahead of class 0 for the best IoU.
+
+    Classes of which one is rare are trained on crops and with weights that show it more often
+    than whole images do; this takes that back.
+
+    Raises:
+        DataError: no image holds class 1, so that nothing can be chosen.
+    """
+    steps = np.arange(-12.0, 12.0, 0.125)
+    both, union = np.zeros(len(steps)), np.zeros(len(steps))
+    pixels_of_class = 0
+    for item in items:
+        pixels, label = frames.read(item)
+        logits = segmenter.logits(pixels, window).cpu().numpy()
+        ahead, valid, truth = logits[1] - logits[0], label != 255, label == 1
+        bins = [*steps, np.inf]
+        hit = np.histogram(ahead[truth], bins)[0][::-1].cumsum()[::-1]
+        false = np.histogram(ahead[valid & ~truth], bins)[0][::-1].cumsum()[::-1]
+        both += hit
+        union += truth.sum() + false
+        pixels_of_class += int(truth.sum())
+    if not pixels_of_class:
+        raise DataError(
+            f"None of the {len(items)} validation images holds the class {segmenter.classes[1]!r}, "
+            "so no threshold can be chosen: take --threshold half, or other validation images."
+        )
+    iou = both / np.maximum(union, 1)
+    return float(steps[iou.argmax()])
+
+
 def worst(outcome: Outcome, count: int) -> list[str]:
     """Return the names of the images that come out worst: by IoU of the target, or by mIoU."""
     key = "iou" if outcome.small is not None else "mIoU"

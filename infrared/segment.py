@@ -16,7 +16,7 @@ from crossband.infrared.config import PredictConfig, WindowConfig
 from crossband.infrared.data.crops import Normalisation, Scale, rescale
 from crossband.infrared.data.frames import Channel, Frame, Stretch, is_frame_file, read_frames
 from crossband.infrared.networks import TASK, load_trained
-from crossband.shared.devices import select_device
+from crossband.shared.devices import AUTOCAST, select_device
 from crossband.shared.errors import CheckpointError, ConfigError, DataError
 from crossband.shared.export import is_exported, load_exported
 from crossband.shared.files import atomic_path
@@ -32,6 +32,7 @@ class Segmenter:
         network: Maps (B, 3, S, S) to logits (B, K, S, S).
         config: Of its checkpoint: classes, palette, reading, normalisation, scale, window.
         device: Where to compute.
+        precision: Number format: 32, bf16 or 16.
         fixed: The network takes windows of one size only (exported ones).
 
     Attributes:
@@ -47,10 +48,13 @@ class Segmenter:
         config: Mapping[str, Any],
         device: torch.device,
         *,
+        precision: str = "32",
         fixed: bool = False,
     ) -> None:
         """Keep the parts."""
         self.network, self.config, self.device, self.fixed = network, config, device, fixed
+        self.number = AUTOCAST.get(precision)
+        self.offsets = torch.tensor(config.get("offsets", [0.0])).view(-1, 1, 1)
         self.classes: list[str] = list(config["classes"])
         self.palette = np.array(config["palette"], np.uint8)
         self.channel: Channel = config["reading"]["channel"]
@@ -63,7 +67,7 @@ class Segmenter:
         self.scale = Scale(**config["scale"])
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto") -> Segmenter:
+    def load(cls, path: str | Path, *, device: str = "auto", precision: str = "32") -> Segmenter:
         """Load a checkpoint of `train`, or what `export` made of one.
 
         Raises:
@@ -76,15 +80,21 @@ class Segmenter:
             return cls(run, config, torch.device("cpu"), fixed=True)
         model, checkpoint = load_trained(path)
         place = select_device(device)
-        return cls(model.to(place), checkpoint.config, place)
+        model = model.to(place, memory_format=torch.channels_last)
+        return cls(model, checkpoint.config, place, precision=precision)
 
     @torch.no_grad()
     def logits(self, pixels: np.ndarray, window: WindowConfig | None = None) -> Tensor:
-        """Return logits (K, H, W) of an image, uint8 (H, W) or (H, W, 3)."""
+        """Return logits (K, H, W) of an image, uint8 (H, W) or (H, W, 3).
+
+        Those of two classes are shifted to the threshold that training chose, if it chose one.
+        """
         window = window or WindowConfig()
         image = self.normalisation(rescale(pixels, self.scale)).to(self.device)
-        found = infer(self.network, image, window, self.config["window"], fixed=self.fixed)
-        return resize(found[None].float(), pixels.shape[:2])[0]
+        with torch.autocast(self.device.type, self.number, enabled=self.number is not None):
+            found = infer(self.network, image, window, self.config["window"], fixed=self.fixed)
+        found = found.float() + self.offsets.to(found.device)
+        return resize(found[None], pixels.shape[:2])[0]
 
     def predict(self, pixels: np.ndarray, window: WindowConfig | None = None) -> np.ndarray:
         """Return class ids, uint8 (H, W), of an image as `read_frame` gives it.
@@ -142,7 +152,7 @@ def predict(config: PredictConfig) -> int | None:
         raise ConfigError("predict needs inputs: images, videos, TIFFs or folders of them.")
     out = Path(config.out)
     jobs, others = _find(config.inputs)
-    segmenter = Segmenter.load(config.weights, device=config.device)
+    segmenter = Segmenter.load(config.weights, device=config.device, precision=config.precision)
     channel = segmenter.channel if config.channel == "trained" else config.channel
     stretch = segmenter.stretch
     if config.value_range:
@@ -195,18 +205,26 @@ def _find(inputs: list[str]) -> tuple[list[tuple[Path, Path]], list[Path]]:
 
 
 def _refuse_clashes(jobs: list[tuple[Path, Path]], out: Path) -> None:
-    """Refuse results that would replace an input.
+    """Refuse results that would replace an input, or one another.
 
     Raises:
         ConfigError: one would.
     """
     sources = {source.resolve() for source, _ in jobs}
-    for _, relative in jobs:
-        target = _target(out / relative, None)
-        if target.resolve() in sources:
-            raise ConfigError(
-                f"--out {out} would write over the input {target}: name another folder."
-            )
+    taken: dict[Path, Path] = {}
+    for source, relative in jobs:
+        for target in _results(_target(out / relative, None)):
+            place = target.resolve()
+            if place in sources:
+                raise ConfigError(
+                    f"--out {out} would write over the input {target}: name another folder."
+                )
+            if place in taken:
+                raise ConfigError(
+                    f"{source} and {taken[place]} would both become {target}: give the folder that "
+                    "holds both, so that results keep their folders, or rename one."
+                )
+            taken[place] = source
 
 
 def _target(path: Path, number: int | None) -> Path:
@@ -216,20 +234,29 @@ def _target(path: Path, number: int | None) -> Path:
     return path.with_name(f"{counted}.png")
 
 
+def _results(target: Path) -> tuple[Path, Path, Path]:
+    """Return the files of one picture: class ids, colours, overlay."""
+    return (
+        target,
+        target.with_name(f"{target.stem}_colour.png"),
+        target.with_name(f"{target.stem}_overlay.jpg"),
+    )
+
+
 def _write(
     segmenter: Segmenter, frame: Frame, ids: np.ndarray, path: Path, config: PredictConfig
 ) -> dict[str, Any]:
-    target = _target(path, frame.number)
+    target, colour, covered = _results(_target(path, frame.number))
     _save(ids, target)
     entry: dict[str, Any] = {"mask": str(target), "size": list(ids.shape)}
     if frame.number is not None:
         entry["frame"] = frame.number
     if config.colour:
-        entry["colour"] = str(target.with_name(f"{target.stem}_colour.png"))
-        _save(segmenter.palette[ids], entry["colour"])
+        entry["colour"] = str(colour)
+        _save(segmenter.palette[ids], colour)
     if config.overlay:
-        entry["overlay"] = str(target.with_name(f"{target.stem}_overlay.jpg"))
-        _save(overlay(frame.pixels, ids, segmenter.palette), entry["overlay"])
+        entry["overlay"] = str(covered)
+        _save(overlay(frame.pixels, ids, segmenter.palette), covered)
     counts = np.bincount(ids.ravel(), minlength=len(segmenter.classes))
     entry["pixels"] = {
         name: int(count) for name, count in zip(segmenter.classes, counts, strict=True)
@@ -249,7 +276,7 @@ def overlay(pixels: np.ndarray, ids: np.ndarray, palette: np.ndarray) -> np.ndar
     return shown.round().astype(np.uint8)
 
 
-def _save(pixels: np.ndarray, path: str | Path) -> None:
+def _save(pixels: np.ndarray, path: Path) -> None:
     with atomic_path(path) as temporary:
         Image.fromarray(pixels).save(temporary)
 

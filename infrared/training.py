@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crossband.infrared import networks
-from crossband.infrared.config import DataConfig, TrainConfig
+from crossband.infrared.config import DataConfig, LossConfig, TrainConfig
 from crossband.infrared.data.classes import palette
 from crossband.infrared.data.crops import (
     FixedImages,
@@ -23,14 +24,16 @@ from crossband.infrared.data.crops import (
 from crossband.infrared.data.frames import Stretch
 from crossband.infrared.data.layouts import Item, Labelled, find
 from crossband.infrared.report import write_training_report
-from crossband.infrared.segment import infer
+from crossband.infrared.scoring import best_threshold
+from crossband.infrared.segment import Segmenter, infer
+from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
 from crossband.shared.cli.parser import dump_config, parse
 from crossband.shared.environment import machine
 from crossband.shared.errors import ConfigError, DataError
 from crossband.shared.files import list_digest
 from crossband.shared.registry import IMAGENET_MEAN, IMAGENET_STD
 from crossband.shared.tasks.segmentation import SegmentationTask
-from crossband.shared.training.loop import Data, fit
+from crossband.shared.training.loop import Data, fit, is_main_process
 from crossband.shared.training.run_folder import RunFolder
 
 # Of the segmentation configurations of UNIP; those of pre-training differ in the last digits.
@@ -38,6 +41,8 @@ _THERMAL = Normalisation((96.9255,) * 3, (47.8976,) * 3)
 _COLOURS = Normalisation(
     tuple(255 * value for value in IMAGENET_MEAN), tuple(255 * value for value in IMAGENET_STD)
 )
+
+_SMALLEST_BATCH = 2  # for batch norms over maps of one place, as in UPerHead's pooling
 
 
 @dataclass
@@ -75,7 +80,10 @@ def train(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     # Convolutions are faster over channels that lie together, and tokens lie so anyway.
     model = networks.build(description).to(memory_format=torch.channels_last)
-    loaded = networks.load_pretrained(model, config.weights) if config.weights else None
+    loaded = None
+    if config.weights:  # a resumed run has taken them over already
+        told = f"as the run began: {config.weights}"
+        loaded = told if config.resume else networks.load_pretrained(model, config.weights)
     task = build_task(model, config, material)
     train_set, val_set = data_sets(config, material)
     if not config.quiet:
@@ -86,14 +94,27 @@ def train(config: TrainConfig) -> None:
             task.eval().loss({name: value[None] for name, value in first.items()})
         print("dry run: options, data and one batch are in order; nothing was written.")
         return
-    if config.loader.batch_size < 2 and config.network.tuning == "full":
+    if config.threshold == "validation" and len(material.classes) != 2:
         raise ConfigError(
-            "--loader.batch_size 1: the heads' batch norms need two images or more in training."
+            f"--threshold validation is for two classes, and there are {len(material.classes)}."
+        )
+    smallest = _SMALLEST_BATCH if config.network.tuning == "full" else 1
+    if min(config.loader.batch_size, len(train_set)) < smallest:
+        raise ConfigError(
+            f"--loader.batch_size {config.loader.batch_size} of {len(train_set)} image(s): the "
+            "heads' batch norms need two images or more in training."
         )
     if not config.resume:
         folder.save_config_text(dump_config(config))
     facts = checkpoint_facts(config, material, description)
-    data = Data(train_set, val_set, config.loader, config.seed, val_batch_size=1)
+    data = Data(
+        train_set,
+        val_set,
+        config.loader,
+        config.seed,
+        val_batch_size=1,
+        smallest_batch=smallest,
+    )
     book = fit(
         task,
         data,
@@ -103,6 +124,10 @@ def train(config: TrainConfig) -> None:
         describe=lambda: facts,
         resume=bool(config.resume),
     )
+    if not is_main_process():
+        return
+    if config.threshold == "validation":
+        set_threshold(config, folder, material)
     write_training_report(config, folder, material, book)
 
 
@@ -125,6 +150,8 @@ def gather(data: DataConfig, seed: int) -> Material:
             )
     train = [item for one in sets for item in labelled(one, data.train)]
     val = [item for one in sets if data.val in one.splits for item in labelled(one, data.val)]
+    if not val and data.val != "val":
+        val = [item for one in sets for item in labelled(one, data.val)]
     if not val:
         count = max(1, round(data.val_fraction * len(train)))
         if not 0 < data.val_fraction < 1 or count >= len(train):
@@ -164,16 +191,7 @@ def labelled(data: Labelled, split: str) -> list[Item]:
 
 
 def build_task(model: nn.Module, config: TrainConfig, material: Material) -> SegmentationTask:
-    """Return the task: network, losses, and how validation images go through.
-
-    Raises:
-        ConfigError: another number of class weights than of classes.
-    """
-    weights = config.loss.class_weights
-    if weights and len(weights) != len(material.classes):
-        raise ConfigError(
-            f"--loss.class_weights has {len(weights)} numbers for {len(material.classes)} classes."
-        )
+    """Return the task: network, losses, and how validation images go through."""
     window = window_facts(config)
 
     def through(image: Tensor) -> Tensor:
@@ -184,7 +202,7 @@ def build_task(model: nn.Module, config: TrainConfig, material: Material) -> Seg
         config.optimizer,
         config.schedule,
         loss=config.loss.name,
-        class_weights=weights,
+        class_weights=class_weights(config.loss, material),
         avg_non_ignore=config.loss.avg_non_ignore,
         auxiliary_weight=config.loss.auxiliary_weight,
         infer=through,
@@ -193,9 +211,56 @@ def build_task(model: nn.Module, config: TrainConfig, material: Material) -> Seg
     )
 
 
+def class_weights(loss: LossConfig, material: Material) -> list[float]:
+    """Return the weights of the classes in cross-entropy; none for equal ones.
+
+    By `balance` they are the classes' shares of the labelled pixels to train on, to minus that
+    power, times a constant that makes their mean over these pixels 1. A class that has none gets 1.
+
+    Raises:
+        ConfigError: another number of weights than of classes, or weights and a balance.
+        DataError: a file that cannot be read.
+    """
+    given = loss.class_weights
+    if given and len(given) != len(material.classes):
+        raise ConfigError(
+            f"--loss.class_weights has {len(given)} numbers for {len(material.classes)} classes: "
+            "give one for each, or --loss.balance 0.5 to find them by the classes' pixels."
+        )
+    if loss.balance < 0 or (given and loss.balance):
+        raise ConfigError(
+            f"--loss.balance {loss.balance:g}: give a power above 0, or --loss.class_weights, "
+            "not both."
+        )
+    if not loss.balance:
+        return given
+    pixels = np.zeros(256)
+    for item in material.train:
+        pixels += np.bincount(material.frames.read(item)[1].ravel(), minlength=256)
+    shares = pixels[: len(material.classes)] / max(pixels[: len(material.classes)].sum(), 1)
+    weights = np.where(shares > 0, np.maximum(shares, 1e-12) ** -loss.balance, 0)
+    weights /= max((shares * weights).sum(), 1e-12)
+    return np.where(shares > 0, weights, 1.0).tolist()
+
+
 def data_sets(config: TrainConfig, material: Material) -> tuple[Any, WholeImages]:
-    """Return what is trained on and what is validated on."""
+    """Return what is trained on and what is validated on.
+
+    Raises:
+        ConfigError: numbers that cannot be.
+    """
     data = config.data
+    for name, value, least, most in (
+        ("crop", data.crop, 16, 1 << 14),
+        ("repeats", data.repeats, 1, 1 << 20),
+        ("on_target", data.on_target, 0, 1),
+        ("cat_max_ratio", data.cat_max_ratio, 0, 1),
+        ("scale.factor", data.scale.factor, 1e-3, 1e3),
+        ("scale.short_side", data.scale.short_side, 0, 1 << 14),
+        ("scale.long_side", data.scale.long_side, 16, 1 << 14),
+    ):
+        if not least <= value <= most:
+            raise ConfigError(f"--data.{name} {value:g} must lie between {least:g} and {most:g}.")
     whole = (material.frames, material.normalisation, material.scale)
     val = WholeImages(material.val, *whole)
     if not data.augment:
@@ -217,10 +282,31 @@ def data_sets(config: TrainConfig, material: Material) -> tuple[Any, WholeImages
     return train, val
 
 
+def set_threshold(config: TrainConfig, folder: RunFolder, material: Material) -> None:
+    """Write into the checkpoint by how much class 1 has to be ahead to be chosen."""
+    segmenter = Segmenter.load(folder.best, device=config.device, precision=config.precision)
+    segmenter.offsets.zero_()  # a run that is resumed after its end has some already
+    ahead = best_threshold(segmenter, material.val, material.frames, config.window)
+    checkpoint = load_checkpoint(folder.best)
+    text = f"class 1 where its logit is {ahead:.2f} ahead, chosen by IoU on the validation images"
+    decided = {"offsets": [0.0, -ahead], "threshold": text}
+    save_checkpoint(folder.best, checkpoint.state_dict, checkpoint.config | decided)
+
+
 def window_facts(config: TrainConfig) -> dict[str, int]:
-    """Return side and step of the windows that a checkpoint stores."""
+    """Return side and step of the windows that a checkpoint stores.
+
+    Raises:
+        ConfigError: windows that cannot be.
+    """
     size = config.window.size or config.data.crop
-    return {"size": size, "stride": config.window.stride or max(1, 2 * size // 3)}
+    stride = config.window.stride or max(1, 2 * size // 3)
+    if (size > 0 and not 1 <= stride <= size) or config.window.batch < 1:
+        raise ConfigError(
+            f"--window.stride {stride} must lie between 1 and the windows' {size} pixels, "
+            f"--window.batch {config.window.batch} be at least 1."
+        )
+    return {"size": size, "stride": stride}
 
 
 def checkpoint_facts(

@@ -160,6 +160,11 @@ def read_pickle(path: str | Path, *, allowed: Sequence[Any] = (), map_location: 
         CheckpointError: missing or corrupt file, or a pickle that would run code.
     """
     path = _existing(path)
+    if not _is_pickle(path):
+        raise CheckpointError(
+            f"{path} is no file of weights (its first bytes are not those of a PyTorch file): give "
+            "a .safetensors file, or one that torch.save wrote."
+        )
     try:
         with torch.serialization.safe_globals([*_INERT, *allowed]):
             return torch.load(path, map_location=map_location, weights_only=True)
@@ -235,6 +240,13 @@ def _existing(path: str | Path) -> Path:
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise CheckpointError(f"The checkpoint {path} {what}: give the path of its weights file.")
     return path
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as those of `torch.save` do: an archive, or a pickle of protocol 2."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or start[:1] == b"\x80"
 
 
 def _damaged_archive(path: Path) -> bool:

@@ -80,7 +80,7 @@ class ScheduleConfig:
     """Learning-rate schedule."""
 
     name: Literal["cosine", "onecycle", "constant", "poly"] = option(
-        "cosine", "shape of the schedule (poly: linear to zero times linear warm-up, as mmseg)"
+        "cosine", "its shape; poly: mmseg's"
     )
     warmup_fraction: float = option(0.0, "part of the steps for linear warm-up", advanced=True)
     min_lr: float = option(1e-6, "learning rate at the end of the cosine", advanced=True)

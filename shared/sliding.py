@@ -54,7 +54,7 @@ def slide(
     count = image.new_zeros(1, *image.shape[-2:])
     for first in range(0, len(corners), batch):
         part = corners[first : first + batch]
-        windows = torch.stack([image[:, t : t + size, l : l + size] for t, l in part])
+        windows = torch.stack([image[:, y : y + size, x : x + size] for y, x in part])
         logits = network(windows).float()
         if total is None:
             total = logits.new_zeros(logits.shape[1], *image.shape[-2:])

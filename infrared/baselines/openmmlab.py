@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
-import crossband.shared.plugins.openmmlab  # noqa: F401 - before mmseg
-
+import torch
 from mmengine.logging import MMLogger
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+import crossband.shared.plugins.openmmlab  # noqa: F401 - before mmseg
 from crossband.shared.errors import ConfigError, did_you_mean
 from crossband.shared.heads.base import resize
 
@@ -82,17 +83,26 @@ class MMSegSegmentor(nn.Module):
             raise ConfigError(f"no network of mmseg is called {variant!r} here.{hint}")
         parts = _VARIANTS[variant]
         head = {"num_classes": num_classes, "norm_cfg": _NORM, "align_corners": False}
-        self.backbone = MODELS.build(parts["backbone"] | {"in_channels": in_chans})
-        with warnings.catch_warnings():  # about losses, which are ours
-            warnings.simplefilter("ignore")
-            self.decode_head = MODELS.build(parts["decode_head"] | head)
+        described = torch.get_default_device().type == "meta"
+        # mmseg reads numbers off tensors while it builds, which the meta device has none of.
+        with torch.device("cpu") if described else nullcontext():
+            self.backbone = MODELS.build(parts["backbone"] | {"in_channels": in_chans})
+            with warnings.catch_warnings():  # about losses, which are ours
+                warnings.simplefilter("ignore")
+                self.decode_head = MODELS.build(parts["decode_head"] | head)
+        if described:
+            self.to("meta")
+        else:
+            self._start()
+        self.num_classes = num_classes
+
+    def _start(self) -> None:
         logger = MMLogger.get_current_instance()
         level = logger.level
         logger.setLevel(logging.WARNING)  # it tells the start of every tensor
         self.backbone.init_weights()
         self.decode_head.init_weights()
         logger.setLevel(level)
-        self.num_classes = num_classes
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, C, H, W) to logits (B, K, H, W)."""

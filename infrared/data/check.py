@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from crossband.infrared.config import CheckConfig, SourceConfig
+from crossband.infrared.config import CheckConfig, ReadConfig
 from crossband.infrared.data.classes import palette
 from crossband.infrared.data.crops import Frames
 from crossband.infrared.data.frames import Stretch
@@ -64,7 +64,7 @@ def run(config: CheckConfig) -> int | None:
     return EXIT_FAILED if any(look.problems for look in looks) else None
 
 
-def _look(root: str, source: SourceConfig) -> Look:
+def _look(root: str, source: ReadConfig) -> Look:
     data = find(root, source.layout)
     frames = Frames(
         len(data.classes),
@@ -73,7 +73,7 @@ def _look(root: str, source: SourceConfig) -> Look:
         stretch=Stretch.of(source.value_range, always=source.stretch),
         cache_bytes=0,
     )
-    look = Look(data, problems=list(data.lonely))
+    look = Look(data, problems=[*data.lonely, *_shared(data)])
     colours = np.array(palette(data.classes), np.uint8)
     every = max(1, sum(map(len, data.splits.values())) // _SHEET_IMAGES)
     number = 0
@@ -110,6 +110,18 @@ def _look(root: str, source: SourceConfig) -> Look:
             }
         )
     return look
+
+
+def _shared(data: Labelled) -> list[str]:
+    """Return a sentence for every image that lies in two splits."""
+    seen: dict[Path, str] = {}
+    found = []
+    for split, items in data.splits.items():
+        for item in items:
+            other = seen.setdefault(item.image, split)
+            if other != split:
+                found.append(f"{item.image} is in {other} and in {split}")
+    return found
 
 
 def _facts(look: Look) -> dict[str, Any]:

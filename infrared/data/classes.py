@@ -13,9 +13,7 @@ SODA = (
 MFNET = (
     *(BACKGROUND, "car", "person", "bike", "curve", "car stop", "guardrail", "color cone", "bump"),
 )
-SCUT = (
-    *(BACKGROUND, "road", "person", "rider", "car", "truck", "fence", "tree", "bus", "pole"),
-)
+SCUT = (*(BACKGROUND, "road", "person", "rider", "car", "truck", "fence", "tree", "bus", "pole"),)
 PST900 = (BACKGROUND, "fire extinguisher", "backpack", "hand drill", "survivor")
 SIRST = (BACKGROUND, "target")
 

@@ -213,11 +213,20 @@ class WholeImages(Dataset):
 class FixedImages(WholeImages):
     """Whole images and masks at the network's size, without chance; all must have one size."""
 
+    size: tuple[int, int] | None = None
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return an image (3, H', W') and its mask (H', W')."""
-        pixels, mask = self.frames.read(self.items[int(index)])
+        item = self.items[int(index)]
+        pixels, mask = self.frames.read(item)
         factor = self.scale.of(mask.shape)
         size = (round(mask.shape[1] * factor), round(mask.shape[0] * factor))
+        self.size = self.size or size
+        if size != self.size:
+            raise DataError(
+                f"{item.image} comes out at {size[0]} x {size[1]} and others at {self.size[0]} x "
+                f"{self.size[1]}: --data.augment false takes images of one size, so leave it on."
+            )
         part = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
         return {
             "image": self.normalisation(rescale(pixels, self.scale)),

@@ -108,7 +108,7 @@ def read_frame(
             raise DataError(f"{path} holds {len(pages)} pages: one image per file is wanted here.")
         return _channel(path, pages[0], channel, stretch)
     photo = read_photo(path)
-    if channel == "thermal" and photo.alpha is not None:
+    if channel == "thermal" and not photo.grey and holds_thermal(photo.alpha):
         return stretch(photo.alpha)
     return _channel(path, photo.pixels[..., 0] if photo.grey else photo.pixels, channel, stretch)
 
@@ -136,6 +136,11 @@ def read_frames(
         yield Frame(read_frame(path, channel, stretch))
 
 
+def holds_thermal(channel: np.ndarray | None) -> bool:
+    """Whether a fourth channel is a thermal image: one of transparency is white all over."""
+    return channel is not None and bool(channel.min() < np.iinfo(channel.dtype).max)
+
+
 def is_frame_file(path: Path) -> bool:
     """Whether the suffix is of an image or a video that is read here."""
     return path.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES
@@ -149,9 +154,9 @@ def _channel(path: Path, pixels: np.ndarray, channel: Channel, stretch: Stretch)
     if pixels.ndim == 2:
         grey = stretch(pixels)
         return np.repeat(grey[..., None], 3, axis=2) if channel == "rgb" else grey
-    if channel == "thermal" and pixels.shape[2] == 4:
+    if channel == "thermal" and pixels.shape[2] == 4 and holds_thermal(pixels[..., 3]):
         return stretch(pixels[..., 3])
-    pixels = pixels[..., :3]
+    pixels = pixels[..., :3] if pixels.shape[2] > 2 else np.repeat(pixels[..., :1], 3, axis=2)
     if channel == "rgb":
         return stretch(pixels)
     white = 255 if pixels.dtype == np.uint8 else 65535
@@ -208,4 +213,6 @@ def _video(path: Path) -> Iterator[np.ndarray]:
     finally:
         capture.release()
     if not read:
-        raise DataError(f"{path} cannot be read as a video: it is damaged, or its codec is unknown.")
+        raise DataError(
+            f"{path} cannot be read as a video: it is damaged, or its codec is unknown."
+        )

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from crossband.infrared.data import classes as names
-from crossband.infrared.data.frames import is_frame_file
+from crossband.infrared.data.frames import holds_thermal, is_frame_file
 from crossband.shared.errors import DataError
 
 IGNORE = 255
@@ -76,7 +76,8 @@ def find(root: str | Path, layout: str = "auto") -> Labelled:
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"The folder {root} does not exist: check --data.root.")
+        what = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"{root} {what}: give the folder of a data set as --data.root.")
     inner = root / "InfraredSemanticLabel"
     root = inner if inner.is_dir() else root
     chosen = _detect(root) if layout == "auto" else layout
@@ -146,21 +147,21 @@ def _detect(root: Path) -> str:
     if "images" not in has or not has & set(_MASKS):
         return "unknown"
     images = _files(root / "images")
-    with_alpha = images and _mode(images[0]) == "RGBA"
-    if with_alpha:
+    if images and _four_channels(images[0]):
         return "mfnet"
     ids = _ids(_files(_mask_folder(root)))
     if ids <= {0, 1} or ids <= {0, 255}:
         return "sirst"
-    return "scut" if max(ids - {IGNORE}) < len(names.SCUT) else "unknown"
+    listed = "labels" in has and (root / "train.txt").is_file()
+    return "scut" if listed and max(ids - {IGNORE}) < len(names.SCUT) else "unknown"
 
 
-def _mode(path: Path) -> str:
+def _four_channels(path: Path) -> bool:
     try:
         with Image.open(path) as image:
-            return image.mode
+            return image.mode == "RGBA" and holds_thermal(np.asarray(image)[..., 3])
     except Exception:  # damaged: `data check` names it
-        return ""
+        return False
 
 
 def _ids(masks: list[Path]) -> set[int]:
@@ -184,7 +185,14 @@ def _folder(root: Path) -> Labelled:
             f"{path} cannot be read ({error.strerror or error}): write the names of the classes "
             "there, one a line, in the order of their ids."
         ) from error
-    return _plain(root, "folder", tuple(line for line in lines if line))
+    found = tuple(line for line in lines if line)
+    if len(found) == 2 and _ids(_files(_mask_folder(root))) == {0, IGNORE}:
+        raise DataError(
+            f"The masks of {root} hold 0 and {IGNORE} only, and {IGNORE} means ignored: write 1 "
+            f"for the {found[1]}, or read them by --data.layout sirst, which takes anything but 0 "
+            "as the target."
+        )
+    return _plain(root, "folder", found)
 
 
 def _sirst(root: Path) -> Labelled:
@@ -210,7 +218,12 @@ def _plain(
 ) -> Labelled:
     """Images and masks in two folders, with lists of names or a folder per split."""
     masks = _mask_folder(root)
-    lists = {path.stem: path for path in sorted(root.glob("*.txt")) if path.stem != "classes"}
+    known = {path.stem for path in _files(root / images)}
+    lists = {
+        path.stem: path
+        for path in sorted(root.glob("*.txt"))
+        if path.stem != "classes" and _is_list(path, known)
+    }
     inner = [path.name for path in sorted((root / images).iterdir()) if path.is_dir()]
     splits, lonely = {}, []
     if inner:
@@ -227,7 +240,12 @@ def _plain(
     for theirs in ("trainval", "train_full"):
         if theirs in splits and "train" not in splits:
             splits["train"] = splits.pop(theirs)
-    return Labelled(root, layout, classes, splits, binary, lonely)
+    return Labelled(root, layout, classes, splits, binary, sorted(set(lonely)))
+
+
+def _is_list(path: Path, images: set[str]) -> bool:
+    """Whether a text file names images; others lie beside data sets too (README.txt)."""
+    return any(name in images or Path(name).stem in images for name in _lines(path))
 
 
 def _soda(root: Path) -> Labelled:

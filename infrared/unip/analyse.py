@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from crossband.infrared.catalog import MEAN, STD
+from crossband.infrared.data.images import batches, gather, shortened, spread, still_images
 from crossband.infrared.data.pool import PoolImages
 from crossband.infrared.unip.analysis import (
     LayerFacts,
@@ -18,7 +19,6 @@ from crossband.infrared.unip.analysis import (
     pattern,
 )
 from crossband.infrared.unip.config import AnalyseConfig
-from crossband.infrared.unip.images import batches, gather, shortened, spread, still_images
 from crossband.infrared.unip.looking import places, query_maps
 from crossband.infrared.unip.plots import (
     fourier_curves,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from crossband.shared.backbones.base import Backbone
 from crossband.shared.backbones.vit import ViT, ViTTrunk
@@ -16,6 +17,8 @@ from crossband.shared.heads.segmentor import Segmentor
 from crossband.shared.layers.pos_embed import sincos_pos_embed
 from crossband.shared.necks import LLFPN
 from crossband.shared.necks.spatial_prior import SpatialPrior
+
+_PROJECTION = "patch_embed.proj.weight"
 
 
 class UNIPViT(ViTTrunk):
@@ -59,6 +62,14 @@ class UNIPBackbone(ViT):
             table = sincos_pos_embed(self.embed_dim, self.grid, self.cls_token is not None)
             self.pos_embed.copy_(table)
 
+    def adapt_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Fit positions as `ViT` does, and a projection of one channel to equal ones."""
+        state = super().adapt_state(state)
+        kernel, channels = state.get(_PROJECTION), self.patch_embed.proj.in_channels
+        if kernel is not None and kernel.shape[1] == 1 < channels:
+            state[_PROJECTION] = kernel.expand(-1, channels, -1, -1) / channels
+        return state
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map (B, C, H, W) to maps (B, D, ceil(H / p), ceil(W / p))."""
         found = self.forward_tokens(image, layers=set(self.out_indices))
@@ -85,7 +96,11 @@ class UNIPPyramid(Backbone):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map (B, C, H, W) to four maps (B, D, ...) of strides 4 to 32."""
         maps = self.fpn(self.vit(image))
-        return maps if self.detail is None else self.detail(image, maps)
+        if self.detail is None:
+            return maps
+        side = self.vit.patch_size  # the ViT fills up the last patches, so the branch does too
+        down, right = -image.shape[-2] % side, -image.shape[-1] % side
+        return self.detail(F.pad(image, (0, right, 0, down)), maps)
 
     def layer_index(self, name: str) -> int:
         """Return the layer of a parameter; all but the ViT's come last."""

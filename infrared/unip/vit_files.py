@@ -31,6 +31,7 @@ SIZES = {
     "vit_huge": (1280, 32, 16),
 }
 _HEAD_DIM, _DECODER_HEAD_DIM = 64, 32
+_KNOWN_HEADS = {1280: 16}  # ViT-H
 _RELATIVE = re.compile(r"rel_pos|relative_pos")
 _HEADS = re.compile(r"^(norm|fc_norm|head)\.")
 
@@ -135,7 +136,8 @@ def size_arguments(size: str) -> dict[str, int]:
 def shape_arguments(state: Mapping[str, Tensor], layout: str = "timm") -> dict[str, Any]:
     """Return the arguments of `ViTTrunk` that the shapes of weights tell.
 
-    Heads are taken to be of 64 channels, tables of positions to be of square grids.
+    Heads are taken to be of 64 channels, but for widths known to differ, tables of positions to be
+    of square grids.
     """
     patches = state["patch_embed.proj.weight"]
     dim, channels, patch_size, _ = patches.shape
@@ -146,7 +148,7 @@ def shape_arguments(state: Mapping[str, Tensor], layout: str = "timm") -> dict[s
         "drop_path_rate": 0.0,
         "embed_dim": dim,
         "depth": max(numbers) + 1,
-        "num_heads": max(1, dim // _HEAD_DIM),
+        "num_heads": _KNOWN_HEADS.get(dim, max(1, dim // _HEAD_DIM)),
         "patch_size": patch_size,
         "in_chans": channels,
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / dim,

@@ -41,16 +41,13 @@ class UPerHead(SegmentationHead):
         last = in_channels[-1]
         # The pooling sits at place 0 of each, where mmseg has it.
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(AveragePool(side), ConvNormAct(last, channels, 1))
-            for side in pool_scales
+            nn.Sequential(AveragePool(side), ConvNormAct(last, channels, 1)) for side in pool_scales
         )
         self.bottleneck = ConvNormAct(last + len(pool_scales) * channels, channels, 3)
         self.lateral_convs = nn.ModuleList(
             ConvNormAct(width, channels, 1) for width in in_channels[:-1]
         )
-        self.fpn_convs = nn.ModuleList(
-            ConvNormAct(channels, channels, 3) for _ in in_channels[:-1]
-        )
+        self.fpn_convs = nn.ModuleList(ConvNormAct(channels, channels, 3) for _ in in_channels[:-1])
         self.fpn_bottleneck = ConvNormAct(len(in_channels) * channels, channels, 3)
 
     def features(self, maps: Sequence[Tensor]) -> Tensor:

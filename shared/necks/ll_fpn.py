@@ -44,14 +44,17 @@ class LLFPN(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map one or four (B, D, h, w) to (B, D, 4h, 4w), (2h, 2w), (h, w), (h // 2, w // 2).
 
+        Where h or w is 1, the last map keeps its size.
+
         Raises:
             ConfigError: another number of maps.
         """
         if len(maps) not in (1, 4):
             raise ConfigError(f"LLFPN takes one map or four, not {len(maps)}.")
         each = list(maps) * (4 // len(maps))
-        levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
-        return [level(x) for level, x in zip(levels, each, strict=True)]
+        # A map of one row or column is too small to be halved.
+        coarse = self.fpn4(each[3]) if min(each[3].shape[-2:]) > 1 else each[3]
+        return [self.fpn1(each[0]), self.fpn2(each[1]), self.fpn3(each[2]), coarse]
 
 
 def pyramid_strides(stride: int) -> list[int]:

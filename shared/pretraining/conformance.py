@@ -258,7 +258,11 @@ def _encoder(config: dict[str, Any], adapters: dict[str, dict[str, Any]]) -> dic
 def _published_rate(
     epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float
 ) -> float:
-    """Return the learning rate of the recipes at a fractional epoch (He et al., appendix A.1)."""
+    """Return the learning rate of the recipes at a fractional epoch (He et al., appendix A.1).
+
+    Its warm-up starts at zero; that of `training.optimizers.build_schedule` does not: step n of w
+    takes (n + 1) / (w + 1) of the rate, so that the first step is not lost.
+    """
     if epoch < warmup_epochs:
         return lr * epoch / warmup_epochs
     progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)

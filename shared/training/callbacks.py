@@ -174,6 +174,7 @@ class RunBook(Callback):
         """Take over the average of the run that is resumed."""
         if self.average and self._restored_average:
             self.average.load_state_dict(self._restored_average)
+        self._validate_the_end(trainer)  # an epoch that is gone on with does not start
         self._tick = time.monotonic()
 
     def on_train_batch_end(
@@ -191,6 +192,9 @@ class RunBook(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the last epoch validated, whatever the interval."""
+        self._validate_the_end(trainer)
+
+    def _validate_the_end(self, trainer: Trainer) -> None:
         if trainer.current_epoch == trainer.max_epochs - 1:
             trainer.check_val_every_n_epoch = 1
 
@@ -232,9 +236,7 @@ class RunBook(Callback):
             trainer.should_stop = True
         self._tick = time.monotonic()
 
-    def _report(
-        self, trainer: Trainer, row: dict[str, float], name: str, improved: bool
-    ) -> None:
+    def _report(self, trainer: Trainer, row: dict[str, float], name: str, improved: bool) -> None:
         left = self.seconds / row["epoch"] * (trainer.max_epochs - row["epoch"])
         if self.max_seconds:
             left = min(left, max(0.0, self.max_seconds - self.seconds))

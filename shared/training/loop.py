@@ -12,11 +12,12 @@ import crossband.shared.compat  # noqa: F401 - before lightning
 
 import torch
 from lightning import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from crossband.shared.config import LoaderConfig, RunOptions, TrainerConfig
 from crossband.shared.devices import select_device
-from crossband.shared.errors import CheckpointError, ConfigError
+from crossband.shared.errors import CheckpointError, ConfigError, CrossbandError
 from crossband.shared.tasks.base import Task
 from crossband.shared.training.callbacks import ReseedEachStep, ResumableCheckpoint, RunBook
 from crossband.shared.training.run_folder import RunFolder
@@ -34,6 +35,7 @@ class Data(LightningDataModule):
         loader: Batch size (per device) and loader processes.
         seed: Of the order.
         val_batch_size: Of validation, where it differs (images of several sizes: 1).
+        smallest_batch: Leave out a last training batch of fewer items.
     """
 
     def __init__(
@@ -43,11 +45,12 @@ class Data(LightningDataModule):
         loader: LoaderConfig,
         seed: int,
         val_batch_size: int | None = None,
+        smallest_batch: int = 1,
     ) -> None:
         """Keep the data sets and the settings."""
         super().__init__()
         self.train, self.val, self.loader, self.seed = train, val, loader, seed
-        self.val_batch_size = val_batch_size
+        self.val_batch_size, self.smallest_batch = val_batch_size, smallest_batch
         self.epoch = self.skip = 0
 
     def start_at(self, epoch: int, skip: int) -> None:
@@ -74,6 +77,7 @@ class Data(LightningDataModule):
             shuffle=shuffle,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            smallest=self.smallest_batch if shuffle else 1,
         )
 
     def _loader(self, items: Dataset, order: EpochBatchSampler) -> DataLoader:
@@ -158,11 +162,27 @@ def fit(
     start = str(folder.last) if resume else None
     try:
         trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    except CrossbandError as error:
+        raise _from_worker(error) from error
     except SystemExit as stop:  # Lightning's answer to a second Ctrl-C
         raise KeyboardInterrupt(
             f"Stopped at once; --resume {folder.run.path} goes on from the last saved state."
         ) from stop
     return book
+
+
+def is_main_process() -> bool:
+    """Whether this process writes what a distributed run leaves; after `fit`."""
+    return rank_zero_only.rank == 0
+
+
+def _from_worker(error: CrossbandError) -> CrossbandError:
+    """Return an error of a loader process as it was raised there, without its traceback."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return error
+    last = text.strip().splitlines()[-1]
+    return type(error)(last.partition(": ")[2] or last)
 
 
 def quiet_lightning() -> None:

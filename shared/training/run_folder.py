@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from crossband.shared.files import atomic_path, json_text, write_text
 if TYPE_CHECKING:
     from lightning import Trainer
     from torch import nn
+
+
+_STAMP = "CROSSBAND_RUN_STAMP"
 
 
 class RunFolder:
@@ -43,6 +47,9 @@ class RunFolder:
             ConfigError: the folder already holds a run.
         """
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        if "LOCAL_RANK" in os.environ:  # a process of a distributed run takes its parent's
+            stamp = os.environ.get(_STAMP, stamp)
+        os.environ[_STAMP] = stamp
         folder = cls(out or Path("runs") / f"{label}-{stamp}")
         if folder.last.exists() or folder.best.exists():
             raise ConfigError(

@@ -40,7 +40,8 @@ class EpochBatchSampler(Sampler[list[int]]):
 
     Rank `r` of `w` takes every `w`-th item of the global order, so that the batches of all ranks
     together are the same items whatever `w` is. `skip` leaves out the first batches of the next
-    pass only: a resumed epoch starts where it stopped. Lightning calls `set_epoch` on
+    pass only: a resumed epoch starts where it stopped. A last batch of fewer items than `smallest`
+    is left out (batch norms need two). Lightning calls `set_epoch` on
     `loader.batch_sampler.sampler`, hence `self.sampler = self`.
     """
 
@@ -53,6 +54,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        smallest: int = 1,
     ) -> None:
         """Keep the numbers; `batch_size` is per rank.
 
@@ -67,6 +69,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         self.shuffle = shuffle
         self.rank = rank
         self.world_size = world_size
+        self.smallest = smallest
         self.epoch = 0
         self.skip = 0
         self.sampler = self
@@ -80,7 +83,8 @@ class EpochBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch on one rank."""
-        return -(-self._per_rank() // self.batch_size)
+        whole, rest = divmod(self._per_rank(), self.batch_size)
+        return whole + (rest >= self.smallest)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield lists of `EpochIndex`."""

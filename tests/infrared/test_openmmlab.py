@@ -18,12 +18,14 @@ for library in ("mmengine", "mmcv", "mmseg", "cv2"):
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed: extra openmmlab", allow_module_level=True)
 
+import crossband.infrared.openmmlab  # noqa: E402, F401, I001 - before mmseg
 import unip_roads as roads  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 from mmseg.evaluation import IoUMetric  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from crossband.infrared import networks  # noqa: E402
 from crossband.infrared.config import EvaluateConfig, EvaluateSource  # noqa: E402
@@ -34,6 +36,7 @@ from crossband.infrared.training import window_facts  # noqa: E402
 from crossband.infrared.unip.official import from_official, to_mmseg  # noqa: E402
 from crossband.shared.checkpoints import load_checkpoint  # noqa: E402
 from crossband.shared.errors import ConfigError  # noqa: E402
+from crossband.shared.plugins.openmmlab import load_from_local  # noqa: E402
 from crossband.shared.training.optimizers import poly_factor  # noqa: E402
 
 SIRST = "unip-s_ll-fpn_upernet_sirst-512x512.py"
@@ -264,10 +267,18 @@ def test_weights_convert_both_ways(both: dict[str, Any], tmp_path: Path) -> None
     back = to_mmseg(model.state_dict())
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[key], theirs[key]) for key in back)
-    torch.save({"state_dict": back}, tmp_path / "run.pth")
-    fresh, _ = roads.our_network(CLASSES)
-    networks.load_pretrained(fresh, str(tmp_path / "run.pth"))
-    assert all(torch.equal(v, theirs[k]) for k, v in to_mmseg(fresh.state_dict()).items())
+
+
+def test_weights_of_both_roads_start_a_run_of_ours(both: dict[str, Any], tmp_path: Path) -> None:
+    """What the page on OpenMMLab says: mmseg's file by way of safetensors, ours as it is."""
+    file = both["folder"] / "theirs" / "iter_8.pth"
+    save_file(load_from_local(str(file))["state_dict"], tmp_path / "run.safetensors")
+    last = to_mmseg(from_official(both["theirs"][2].model.state_dict()))
+    for path in (tmp_path / "run.safetensors", both["folder"] / "theirs" / "best.safetensors"):
+        fresh, _ = roads.our_network(CLASSES)
+        networks.load_pretrained(fresh, str(path))
+        if path.parent == tmp_path:
+            assert all(torch.equal(v, last[k]) for k, v in to_mmseg(fresh.state_dict()).items())
 
 
 def test_init_cfg_takes_checkpoints_of_both_roads(both: dict[str, Any]) -> None:
@@ -314,5 +325,7 @@ def test_mmsegs_own_scripts_from_anywhere(data: Path, tmp_path: Path) -> None:
         text = script("test.py", weights)
         assert "mIoU" in text and "person" in text
     ours = our_scores(best, data, tmp_path / "scored")
-    theirs = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert results["best"]["step"] == 2  # what training wrote is kept
+    theirs = results["test"]
     assert theirs["mIoU"] == pytest.approx(100 * ours["mIoU"], abs=0.02)

@@ -11,7 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from crossband.apps.main import main
-from crossband.infrared.unip.model import UNIPViT
+from crossband.infrared.config import DataConfig, LossConfig
+from crossband.infrared.training import class_weights, gather
+from crossband.infrared.unip.model import UNIPBackbone, UNIPViT
+from crossband.shared.backbones.vit_keys import load_vit
 from crossband.shared.checkpoints import read_config
 
 from .conftest import SMALL
@@ -43,6 +46,28 @@ def test_scenes_are_learned(scenes: Path, tmp_path: Path) -> None:
     assert results["validation"]["classes"]["road"]["iou"] > 0.5
 
 
+def test_a_last_batch_of_one_crop_is_left_out(scenes: Path, tmp_path: Path) -> None:
+    """Twelve scenes hold 8 to train on: batches of 7 and 1, of which UPerHead cannot take 1."""
+    more = ("--loader.batch_size", "7", "--trainer.max_epochs", "1", "--quiet")
+    assert main(_words(scenes, tmp_path / "r", *more)) == 0
+    rows = list(csv.DictReader((tmp_path / "r/metrics.csv").open()))
+    assert rows[-1]["step"] == "1"
+
+
+def test_classes_are_weighed_by_their_pixels(scenes: Path) -> None:
+    material = gather(DataConfig(root=[str(scenes)]), 0)
+    counts = np.zeros(4)
+    for item in material.train:
+        counts += np.bincount(np.asarray(Image.open(item.mask)).ravel(), minlength=4)
+    shares = counts / counts.sum()
+    weights = np.array(class_weights(LossConfig(balance=1.0), material))
+    np.testing.assert_allclose(weights * shares, 1 / 4)
+    halves = np.array(class_weights(LossConfig(balance=0.5), material))
+    assert (halves * shares).sum() == pytest.approx(1)
+    np.testing.assert_allclose(halves[0] / halves[3], (shares[3] / shares[0]) ** 0.5)
+    assert class_weights(LossConfig(), material) == []
+
+
 def test_a_stopped_run_goes_on_exactly(run: Path, scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "parts"
     assert main(_words(scenes, out, "--trainer.max_epochs", "1", "--quiet")) == 0
@@ -69,6 +94,16 @@ def test_pretrained_weights_are_loaded_and_reported(
     assert not (tmp_path / "r").exists()
 
 
+def test_a_vit_of_one_channel_sees_equal_channels(tmp_path: Path) -> None:
+    sizes = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    one, three = UNIPViT(in_chans=1, **sizes).eval(), UNIPBackbone(**sizes).eval()
+    save_file(one.state_dict(), tmp_path / "one.safetensors")
+    load_vit(three, tmp_path / "one.safetensors")
+    image = torch.randn(2, 1, 32, 32)
+    wanted = one.forward_tokens(image).map()
+    torch.testing.assert_close(three(image.expand(-1, 3, -1, -1))[0], wanted)
+
+
 def test_probing_trains_the_convolution_alone(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,8 +122,15 @@ def test_probing_trains_the_convolution_alone(
         (("--network.blocks", "13"), "blocks 1 to 12"),
         (("--network.blocks", "5", "6"), "one block or of four"),
         (("--loss.class_weights", "1", "2"), "2 numbers for 4 classes"),
+        (("--loss.class_weights", *"1111", "--loss.balance", "1"), "not both"),
         (("--loader.batch_size", "1"), "two images or more"),
+        (("--window.stride", "65"), "between 1 and the windows' 64 pixels"),
         (("--data.train", "training"), "no split 'training'"),
+        (("--data.val", "vall"), "no split 'vall'"),
+        (("--data.crop", "0"), "--data.crop 0 must lie between"),
+        (("--data.on_target", "2"), "--data.on_target 2 must lie between"),
+        (("--threshold", "validation"), "for two classes, and there are 4"),
+        (("--model", "unet", "--network.tuning", "linear"), "are for UNIP models"),
         (("--data.ratio", "2", "1"), "smallest and the largest factor"),
         (("--model", "unet", "--network.encoder", "tu-nothing"), "cannot be built"),
         (("--weights", "nowhere.pth"), "nowhere.pth"),
@@ -127,3 +169,31 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     more = ("--optimizer.lr", "1e12", "--optimizer.name", "sgd", "--trainer.max_epochs", "3")
     assert main(_words(scenes, tmp_path / "r", *more, "--quiet")) == 2
     assert "lower --optimizer.lr" in capsys.readouterr().err
+
+
+def test_a_broken_mask_is_one_sentence_from_loader_processes_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    for number in range(6):
+        pixels = np.full((64, 64), 1, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{number}.png")
+        Image.fromarray(pixels * (7 if number else 1)).save(tmp_path / f"masks/{number}.png")
+    words = _words(tmp_path, tmp_path / "r", "--quiet", "--loader.num_workers", "1")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "has pixels of class 7" in error and "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_trained_network_is_gone_on_with_though_its_heads_differ(
+    run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = _words(scenes, tmp_path / "r", "--weights", str(run / "best.safetensors"))
+    assert main([*words, "--dry-run"]) == 0
+    assert "tensors loaded from" in capsys.readouterr().out
+    other = ["--network.auxiliary", "true", "--dry-run"]
+    assert main([*words, *other]) == 2  # the auxiliary head is nowhere
+    assert "auxiliary_head" in capsys.readouterr().err

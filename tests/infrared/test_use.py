@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from crossband.apps.main import main
@@ -132,3 +133,77 @@ def test_random_weights_are_never_used(
     words = ["infrared", "predict", str(scenes / "images"), "--out", str(tmp_path)]
     assert main([*words, "--weights", "nothing.safetensors"]) == 2
     assert "nothing.safetensors" in capsys.readouterr().err
+
+
+def test_the_threshold_is_the_best_on_the_images_it_is_chosen_on(run: Path, scenes: Path) -> None:
+    from crossband.infrared.data.layouts import Item
+    from crossband.infrared.scoring import best_threshold
+
+    class Shifted:
+        """Logits of class 1 that are 3 too high, and one that is false all the same."""
+
+        def logits(self, pixels: np.ndarray, window: object) -> torch.Tensor:
+            ahead = torch.from_numpy(pixels.astype(np.float32)) / 10 - 8 + 3
+            return torch.stack([torch.zeros_like(ahead), ahead])
+
+    class Two:
+        def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+            pixels = np.array([[100, 100, 20, 60, 90]], np.uint8)  # ahead by 5, 5, -3, 1, 4
+            return pixels, np.array([[1, 1, 0, 0, 255]], np.uint8)
+
+    item = Item("a", Path("a"), Path("a"))
+    found = best_threshold(Shifted(), [item], Two())  # type: ignore[arg-type]
+    assert 1 < found <= 5
+
+
+def test_offsets_of_a_checkpoint_move_the_threshold(run: Path, scenes: Path) -> None:
+    segmenter = Segmenter.load(run / "best.safetensors")
+    frame = read_frame(scenes / "images/scene_0000.png")
+    plain = segmenter.logits(frame)
+    segmenter.offsets = torch.tensor([0.0, 0.0, 0.0, 1e4]).view(-1, 1, 1)
+    assert (segmenter.predict(frame) == 3).all()
+    torch.testing.assert_close(segmenter.logits(frame)[:3], plain[:3])
+
+
+def test_results_of_equal_names_are_refused(
+    weights: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = Image.fromarray(read_frame(scenes / "images/scene_0000.png"))
+    for folder in ("day", "night"):
+        (tmp_path / folder).mkdir()
+        frame.save(tmp_path / folder / "a.png")
+    words = ["infrared", "predict", str(tmp_path / "day"), str(tmp_path / "night")]
+    assert main([*words, "--weights", weights, "--out", str(tmp_path / "out")]) == 2
+    assert "would both become" in capsys.readouterr().err
+    both = ["infrared", "predict", str(tmp_path), "--weights", weights]
+    assert main([*both, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/night/a.png").is_file()
+
+
+def test_no_threshold_without_targets() -> None:
+    from crossband.infrared.data.layouts import Item
+    from crossband.infrared.scoring import best_threshold
+
+    class Nothing:
+        classes = ("background", "target")
+
+        def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+            return np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+
+        def logits(self, pixels: np.ndarray, window: object) -> torch.Tensor:
+            return torch.zeros(2, 4, 4)
+
+    item = Item("a", Path("a"), Path("a"))
+    with pytest.raises(DataError, match="no threshold can be chosen"):
+        best_threshold(Nothing(), [item], Nothing())  # type: ignore[arg-type]
+
+
+def test_images_of_any_size_go_through_whole(scenes: Path) -> None:
+    from crossband.infrared.unip.model import UNIPSegmentor
+
+    torch.manual_seed(0)
+    size = {"embed_dim": 24, "depth": 1, "num_heads": 2, "img_size": 32}
+    model = UNIPSegmentor(num_classes=3, detail=4, **size).eval()
+    with torch.no_grad():
+        for height, width in ((33, 47), (16, 16), (5, 5), (15, 200)):
+            assert model(torch.randn(1, 3, height, width)).shape == (1, 3, height, width)

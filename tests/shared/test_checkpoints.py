@@ -72,6 +72,20 @@ def test_damaged_files_are_named(tmp_path, suffix, damage):
         read_state_dict(path)
 
 
+def test_files_of_another_kind_are_no_weights(tmp_path):
+    for name, content in (
+        ("sheet.png", b"\x89PNG\r\n\x1a\n"),
+        ("notes.txt", b"hello"),
+        ("x.pt", b""),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name} is no file of weights"):
+            read_state_dict(tmp_path / name)
+    old = tmp_path / "old.pth"  # as torch wrote before its archives
+    torch.save({"w": torch.ones(2)}, old, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_state_dict(old)[0]["w"], torch.ones(2))
+
+
 @pytest.mark.parametrize("wrap", ["state_dict", "model", None])
 def test_containers_are_opened(tmp_path, wrap):
     weights = {"w": torch.randn(2)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import random
 import time
@@ -110,13 +111,16 @@ class RunFolderHook(Hook):
         self._report(outcome)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Write the scores of a test run."""
+        """Write the scores of a test run beside what training wrote there."""
         if get_rank() != 0 or not metrics:
             return
         folder = RunFolder(self.out or runner.work_dir)
+        found = {}
+        if folder.results.is_file():
+            found = json.loads(folder.results.read_text(encoding="utf-8"))
         scores = {name: float(value) for name, value in metrics.items() if _number(value)}
         protocol = self._protocol(runner) | {"weights": str(runner.cfg.get("load_from"))}
-        folder.write_results({"protocol": protocol, "test": scores})
+        folder.write_results({**found, "test_protocol": protocol, "test": scores})
 
     def _key(self, row: dict[str, float]) -> str:
         first = next(name for name in row if name.startswith("val_"))

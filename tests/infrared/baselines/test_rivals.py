@@ -108,9 +108,7 @@ def test_mmsegs_networks_are_those_of_its_configs() -> None:
 
 
 def test_names_that_do_not_exist() -> None:
-    with pytest.raises(
-        ConfigError, match="'segformer_b1' is no segmentation network"
-    ):
+    with pytest.raises(ConfigError, match="'segformer_b1' is no segmentation network"):
         networks.describe("segformer_b1", NetworkConfig(), 2)
     pytest.importorskip("mmseg")
     with pytest.raises(ConfigError, match="no network of mmseg is called 'segformer_b9'"):

@@ -85,3 +85,18 @@ def test_broken_files_are_one_sentence(tmp_path: Path, name: str) -> None:
         list(read_frames(tmp_path / name))
     with pytest.raises(DataError, match="cannot be read|does not exist"):
         list(read_frames(tmp_path / f"missing{Path(name).suffix}"))
+
+
+def test_an_alpha_channel_without_a_picture_is_transparency(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 200, (8, 9)).astype(np.uint8)
+    white = np.full_like(grey, 255)
+    Image.fromarray(np.dstack([grey, white]), "LA").save(tmp_path / "la.png")
+    Image.fromarray(np.dstack([grey, grey, grey, white])).save(tmp_path / "rgba.png")
+    for name in ("la.png", "rgba.png"):
+        assert np.array_equal(read_frame(tmp_path / name, "thermal"), grey)
+    tifffile.imwrite(tmp_path / "rgba.tiff", np.dstack([grey, grey, grey, white]))
+    assert np.array_equal(read_frame(tmp_path / "rgba.tiff", "thermal"), grey)
+    colours = np.dstack([grey, white, grey, white])
+    Image.fromarray(colours).save(tmp_path / "photo.png")
+    with pytest.raises(DataError, match="has colours"):
+        read_frame(tmp_path / "photo.png", "thermal")

@@ -126,8 +126,15 @@ def test_masks_that_cannot_be_labels(tmp_path: Path) -> None:
 def test_folders_without_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         find(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataError, match="is a file: give the folder"):
+        find(tmp_path / "notes.txt")
     with pytest.raises(DataError, match="no known layout"):
         find(tmp_path)
+    _image(tmp_path / "own/images/a.png")
+    _mask(tmp_path / "own/masks/a.png", 3)
+    with pytest.raises(DataError, match="names of the classes in classes.txt"):
+        find(tmp_path / "own")
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     (tmp_path / "classes.txt").write_text("a\nb\n")
@@ -141,3 +148,20 @@ def test_real_packs(shared_dir: Path) -> None:
     assert found.layout == "sirst" and not found.lonely
     pairs = find(shared_dir / "data/infrared/msrs_pairs")
     assert pairs.layout == "msrs" and len(pairs.splits["train"]) == 20
+
+
+def test_texts_that_list_no_image_are_no_splits(tmp_path: Path) -> None:
+    _write(tmp_path, "folder")
+    (tmp_path / "train.txt").write_text("a\nb\n")
+    (tmp_path / "README.txt").write_text("This is a data set.\n")
+    found = find(tmp_path)
+    assert list(found.splits) == ["train"] and not found.lonely
+
+
+def test_two_classes_as_0_and_255_are_refused_where_255_is_ignored(tmp_path: Path) -> None:
+    _write(tmp_path, "folder")
+    for name in ("a", "b"):
+        _mask(tmp_path / f"masks/{name}.png", 255)
+    with pytest.raises(DataError, match="write 1 for the person"):
+        find(tmp_path)
+    assert find(tmp_path, "sirst").binary

@@ -53,7 +53,7 @@ class TestScripts:
         found = json.loads((tmp_path / "metrics.json").read_text())
         trained = json.loads((resumed / "metrics.json").read_text())["history"][-1]
         assert found["test"]["mIoU"] == trained["val_mIoU"]
-        assert found["protocol"]["weights"] == str(resumed / "iter_6.pth")
+        assert found["test_protocol"]["weights"] == str(resumed / "iter_6.pth")
 
 
 def test_the_loss_falls(config: Path, tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def test_without_shuffling_the_order_is_kept():
     assert batches == [[0, 1], [2, 3], [4]]
 
 
+def test_a_last_batch_that_is_too_small_is_left_out():
+    for length, lengths in ((7, [3, 3]), (8, [3, 3, 2]), (6, [3, 3]), (1, [])):
+        order = EpochBatchSampler(length, 3, seed=0, smallest=2)
+        assert [len(batch) for batch in order] == lengths and len(order) == len(lengths)
+    ranks = [EpochBatchSampler(9, 2, seed=0, rank=r, world_size=2, smallest=2) for r in range(2)]
+    assert [len(list(rank)) for rank in ranks] == [2, 2]  # 5 items each
+
+
 def test_an_empty_batch_is_refused():
     with pytest.raises(ConfigError, match="batch_size 0"):
         EpochBatchSampler(5, 0, seed=0)

@@ -9,6 +9,7 @@ plain layers again, which every loader takes.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from crossband.infrared.catalog import MEAN, STD
+from crossband.infrared.data.images import batches, frame_store, gather, shortened, still_images
 from crossband.infrared.data.pool import Pool, PoolImages
+from crossband.infrared.pretraining.config import CompressConfig
 from crossband.infrared.unip.analysis import measure
-from crossband.infrared.unip.config import CompressConfig
-from crossband.infrared.unip.images import batches, frame_store, gather, shortened, still_images
 from crossband.infrared.unip.model import UNIPViT
 from crossband.infrared.unip.vit_files import network_facts, open_vit
 from crossband.shared.checkpoints import save_checkpoint
@@ -38,6 +39,8 @@ def compress(config: CompressConfig) -> None:
     """Replace layers, teach the result a little if asked, compare, write it."""
     if not config.out.endswith(".safetensors"):
         raise ConfigError(f"--out {config.out}: a checkpoint ends in .safetensors.")
+    if Path(config.out).resolve() == Path(config.weights).resolve():
+        raise ConfigError(f"--out {config.out} would replace the weights: name another file.")
     if config.steps < 0 or config.rank < 0:
         raise ConfigError("--steps and --rank must be at least 0.")
     opened = open_vit(config.weights, config.model)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from crossband.infrared.config import FramesConfig
 from crossband.infrared.data.frames import Stretch
 from crossband.infrared.data.pool import FrameStore, Pool, PoolImages, find_pool
-from crossband.infrared.unip.config import FramesConfig
 from crossband.shared.errors import ConfigError
 
 _SHOWN_NOTES = 5

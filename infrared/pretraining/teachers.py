@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from crossband.infrared.data.images import batches, spread
+from crossband.infrared.pretraining.config import PretrainConfig
 from crossband.infrared.unip.analysis import choose_layer, measure
-from crossband.infrared.unip.config import PretrainConfig
-from crossband.infrared.unip.images import batches, spread
 from crossband.infrared.unip.vit_files import (
     OpenedViT,
     mae_arguments,

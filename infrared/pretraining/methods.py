@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from crossband.infrared.data.modalities import COLOUR
-from crossband.infrared.unip.analysis import pattern
-from crossband.infrared.unip.config import PretrainConfig
-from crossband.infrared.unip.distillation import HybridAttentionDistillation
-from crossband.infrared.unip.model import UNIPViT
-from crossband.infrared.unip.teachers import (
+from crossband.infrared.pretraining.config import PretrainConfig
+from crossband.infrared.pretraining.teachers import (
     distilled_layer,
     mae_teacher,
     nmi_table,
     unip_teacher,
 )
+from crossband.infrared.unip.analysis import pattern
+from crossband.infrared.unip.distillation import HybridAttentionDistillation
+from crossband.infrared.unip.model import UNIPViT
 from crossband.infrared.unip.vit_files import model_arguments
 from crossband.shared.backbones.vit_keys import load_vit
 from crossband.shared.checkpoints import HEADER_KEY, read_config, read_state_dict

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossband.infrared.data.images import spread
 from crossband.infrared.data.modalities import COLOUR
-from crossband.infrared.unip.config import PretrainConfig
+from crossband.infrared.pretraining.config import PretrainConfig
+from crossband.infrared.pretraining.material import Material
+from crossband.infrared.pretraining.methods import Plan
 from crossband.infrared.unip.distillation import HybridAttentionDistillation
-from crossband.infrared.unip.images import spread
 from crossband.infrared.unip.looking import logit_maps, places
-from crossband.infrared.unip.material import Material
-from crossband.infrared.unip.methods import Plan
 from crossband.infrared.unip.plots import curve, grey, nmi_curve, query_attention, rows_of_images
 from crossband.shared.cli.output import print_json
 from crossband.shared.pretraining.g2sd import G2SDStudent

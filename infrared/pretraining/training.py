@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from crossband.infrared.unip.config import PretrainConfig
-from crossband.infrared.unip.material import Material, gather_material
-from crossband.infrared.unip.methods import Plan, build, stages_of, usable_encoders
-from crossband.infrared.unip.pretraining_report import write_report
+from crossband.infrared.pretraining.config import PretrainConfig
+from crossband.infrared.pretraining.material import Material, gather_material
+from crossband.infrared.pretraining.methods import Plan, build, stages_of, usable_encoders
+from crossband.infrared.pretraining.report import write_report
 from crossband.shared.checkpoints import load_checkpoint, read_config, save_checkpoint
 from crossband.shared.cli.parser import dump_config, parse
 from crossband.shared.environment import machine

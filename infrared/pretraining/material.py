@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from crossband.infrared.catalog import MEAN, STD
 from crossband.infrared.data.frames import Stretch
+from crossband.infrared.data.images import frame_store, gather, shortened
 from crossband.infrared.data.modalities import COLOUR, SceneImages, find_scenes, scene_stores
 from crossband.infrared.data.pool import PoolImages
-from crossband.infrared.unip.config import PretrainConfig
-from crossband.infrared.unip.images import frame_store, gather, shortened
+from crossband.infrared.pretraining.config import PretrainConfig
 from crossband.shared.errors import ConfigError
 from crossband.shared.registry import IMAGENET_MEAN, IMAGENET_STD
 

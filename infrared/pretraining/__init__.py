@@ -1,0 +1,1 @@
+"""Pre-training without labels (UNIP, MAE, G2SD, self-distillation, MultiMAE), and PELA."""
