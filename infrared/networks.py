@@ -37,9 +37,10 @@ def describe(model: str, config: NetworkConfig, num_classes: int) -> dict[str, A
         raise ConfigError(f"--model {model!r} is no segmentation network.{hint}")
     if model not in UNIP:
         if config.tuning != "full" or config.blocks:
+            given = "blocks" if config.blocks else f"tuning {config.tuning}"
             raise ConfigError(
-                f"--network.tuning {config.tuning} and --network.blocks are for UNIP models, which "
-                f"have a plain ViT; {model} is trained as a whole."
+                f"--network.{given}: {model} has no plain ViT to take blocks of and is trained as "
+                "a whole; leave it out, or choose another recipe."
             )
         arguments: dict[str, Any] = {"num_classes": num_classes}
         if model in ("unet", "upernet"):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from crossband.apps.main import main
 from crossband.infrared.config import DataConfig, LossConfig
+from crossband.infrared.data.synthetic import make_synthetic
 from crossband.infrared.training import class_weights, gather
 from crossband.infrared.unip.model import UNIPBackbone, UNIPViT
 from crossband.shared.backbones.vit_keys import load_vit
@@ -44,6 +45,15 @@ def test_scenes_are_learned(scenes: Path, tmp_path: Path) -> None:
     assert main(_words(scenes, tmp_path / "r", *more, "--loss.name", "ce_dice", "--quiet")) == 0
     results = json.loads((tmp_path / "r/metrics.json").read_text())
     assert results["validation"]["classes"]["road"]["iou"] > 0.5
+
+
+@pytest.mark.slow
+def test_the_tiny_recipe_finds_roads_cars_and_people(tmp_path: Path) -> None:
+    words = ["infrared", "train", "--recipe", "tiny", "--quiet", "--out", str(tmp_path / "r")]
+    assert main([*words, "--data.root", str(make_synthetic(tmp_path / "scenes", 60))]) == 0
+    results = json.loads((tmp_path / "r/metrics.json").read_text())
+    found = {name: row["iou"] for name, row in results["validation"]["classes"].items()}
+    assert found["road"] > 0.6 and found["car"] > 0.4 and found["person"] > 0.4, found
 
 
 def test_a_last_batch_of_one_crop_is_left_out(scenes: Path, tmp_path: Path) -> None:
@@ -130,7 +140,7 @@ def test_probing_trains_the_convolution_alone(
         (("--data.crop", "0"), "--data.crop 0 must lie between"),
         (("--data.on_target", "2"), "--data.on_target 2 must lie between"),
         (("--threshold", "validation"), "for two classes, and there are 4"),
-        (("--model", "unet", "--network.tuning", "linear"), "are for UNIP models"),
+        (("--model", "unet", "--network.tuning", "linear"), "has no plain ViT"),
         (("--data.ratio", "2", "1"), "smallest and the largest factor"),
         (("--model", "unet", "--network.encoder", "tu-nothing"), "cannot be built"),
         (("--weights", "nowhere.pth"), "nowhere.pth"),

@@ -110,3 +110,34 @@ def test_onecycle_is_the_golden_curve(shared_dir):
         optimizer.step()
         if schedule.last_epoch < 99:
             schedule.step()
+
+
+def test_positions_can_be_decayed_as_the_unip_code_does():
+    model = Positioned()
+    config = OptimizerConfig(weight_decay=0.3, decay_positions=True)
+    decays = {
+        id(p): g["weight_decay"] for g in parameter_groups(model, config) for p in g["params"]
+    }
+    assert decays[id(model.table)] == 0.3
+
+
+def test_poly_is_mmsegs_linear_fall_times_warm_up():
+    model = nn.Linear(2, 2)
+    optimizer = build_optimizer(model, OptimizerConfig(lr=2.0))
+    config = ScheduleConfig(name="poly", warmup_fraction=0.1)
+    schedule = build_schedule(optimizer, config, 2.0, epochs=10, steps_per_epoch=10)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(2e-6)
+    assert rates[5] == pytest.approx(2 * 0.95 * (1 - 0.5 * (1 - 1e-6)))
+    assert rates[10] == pytest.approx(2 * 0.9) and rates[99] == pytest.approx(2 * 0.01)
+
+
+def test_betas_reach_adam_and_are_two():
+    made = build_optimizer(nn.Linear(2, 2), OptimizerConfig(betas=[0.8, 0.95]))
+    assert made.param_groups[0]["betas"] == (0.8, 0.95)
+    with pytest.raises(ConfigError, match="give two numbers"):
+        build_optimizer(nn.Linear(2, 2), OptimizerConfig(betas=[0.8]))

@@ -194,3 +194,44 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
     run(tmp_path / "two", monkeypatch, batch=2, devices=2, strategy="ddp_fork", **options)
     one, two = best(tmp_path / "one"), best(tmp_path / "two")
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
+
+
+def test_the_end_is_validated_whatever_the_interval(tmp_path, monkeypatch):
+    book = run(tmp_path / "a", monkeypatch, check_val_every_n_epoch=2)
+    assert [row["epoch"] for row in book.history] == [2, 3]
+    short = run(tmp_path / "b", monkeypatch, check_val_every_n_epoch=9, max_minutes=1e-9)
+    assert [row["epoch"] for row in short.history] == [1]
+    assert (tmp_path / "b/best.safetensors").is_file()
+
+
+def test_a_last_epoch_that_is_gone_on_with_is_validated_too(tmp_path, monkeypatch):
+    long = {"check_val_every_n_epoch": 9}
+    with pytest.raises(TrainingInterrupted):
+        run(tmp_path, monkeypatch, stop=StopAt(14, signal.SIGINT), **long)
+    book = run(tmp_path, monkeypatch, resume=True, **long)
+    assert [row["epoch"] for row in book.history] == [3]
+
+
+def test_a_task_says_which_metric_chooses_the_best_weights(tmp_path, monkeypatch):
+    class Scored(Regression):
+        monitor = ("val_score", -1)
+
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            self.log("val_score", [0.2, 0.9, 0.4][self.current_epoch], batch_size=1)
+
+    monkeypatch.setitem(globals(), "Regression", Scored)
+    book = run(tmp_path, monkeypatch)
+    assert book.best == {"epoch": 2, "val_score": pytest.approx(0.9)}
+    assert load_checkpoint(tmp_path / "best.safetensors").config["training"]["epoch"] == 2
+
+
+def test_errors_of_loader_processes_lose_their_traceback():
+    text = (
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+        'last):\n  File "x.py", line 1\ncrossband.shared.errors.DataError: a.png: is damaged.'
+    )
+    found = loop._from_worker(CrossbandError(text))
+    assert str(found) == "a.png: is damaged."
+    plain = CrossbandError("as it is")
+    assert loop._from_worker(plain) is plain
