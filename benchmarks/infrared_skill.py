@@ -4,10 +4,10 @@
     python benchmarks/infrared_skill.py --data sirst_v2 --out skill/ --table
 
 Arms: `scratch`, `unip` (from OUT/student-unip, distilled from a MAE), `random` (from
-OUT/student-random, distilled from random weights), `detail` (as `unip` with a convolutional branch
-and images enlarged twice instead of four times), `detail-scratch`, and `unet`, each with a seed.
-Every arm trains on one core by its recipe and is scored on the test split; arms that are done are
-not run again. Times are of training, as the run wrote them.
+OUT/student-random, distilled from random weights), `detail` (as `unip`, by the recipe `sirst`: with
+a convolutional branch and images enlarged twice instead of four times), `detail-scratch`, and
+`unet`, each with a seed. Every arm trains on one core by its recipe and is scored on the test
+split; arms that are done are not run again. Times are of training, as the run wrote them.
 """
 
 from __future__ import annotations
@@ -22,23 +22,19 @@ from pathlib import Path
 
 EPOCHS = {"unet": 34}  # the others: 45; about the same minutes
 _STUDENT = {"unip": "student-unip", "random": "student-random", "detail": "student-unip"}
-_CHANGES = {
-    arm: ["--network.detail", "32", "--data.scale.factor", "2"]
-    for arm in ("detail", "detail-scratch")
-}
+_RECIPES = {"unet": "sirst_unet", "detail": "sirst", "detail-scratch": "sirst"}
 _MORE = ("--precision", "bf16", "--trainer.select", "last", "--trainer.check_val_every_n_epoch")
 
 
 def command(arm: str, seed: int, data: str, out: Path) -> list[str]:
     """Return the command line of one arm."""
-    recipe = "sirst_unet" if arm == "unet" else "sirst"
+    recipe = _RECIPES.get(arm, "sirst_plain")
     words = ["infrared", "train", "--recipe", recipe, "--data.root", data, "--seed", str(seed)]
     words += ["--trainer.max_epochs", str(EPOCHS.get(arm, 45)), *_MORE, "1000"]
     if arm != "unet":
         words += ["--model", "unip_tiny"]
     if arm in _STUDENT:
         words += ["--weights", str(out.parent / _STUDENT[arm] / "best.safetensors")]
-    words += _CHANGES.get(arm, [])
     return [*words, "--out", str(out), "--quiet"]
 
 
