@@ -72,11 +72,17 @@ class Segmenter:
 
         Raises:
             CheckpointError: missing, foreign, damaged, or of another task.
+            ConfigError: a device or a precision that an exported network has not.
         """
         if is_exported(path):
             run, config = load_exported(path)
             if config.get("task") != TASK:
                 raise CheckpointError(f"{path} is of the task '{config.get('task')}', not of ours.")
+            if precision != "32" or device not in ("auto", "cpu"):
+                raise ConfigError(
+                    f"{path} is exported and runs on the CPU in 32 bits: leave out --device and "
+                    "--precision, or give the checkpoint itself."
+                )
             return cls(run, config, torch.device("cpu"), fixed=True)
         model, checkpoint = load_trained(path)
         place = select_device(device)

@@ -41,6 +41,8 @@ def compress(config: CompressConfig) -> None:
         raise ConfigError(f"--out {config.out}: a checkpoint ends in .safetensors.")
     if Path(config.out).resolve() == Path(config.weights).resolve():
         raise ConfigError(f"--out {config.out} would replace the weights: name another file.")
+    if config.precision != "32":
+        raise ConfigError(f"--precision {config.precision}: layers are compressed in 32 bits.")
     if config.steps < 0 or config.rank < 0:
         raise ConfigError("--steps and --rank must be at least 0.")
     opened = open_vit(config.weights, config.model)

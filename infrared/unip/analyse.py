@@ -75,6 +75,8 @@ def run(config: AnalyseConfig) -> None:
             f"--pictures {config.pictures} must be at least 0, --cka_tokens {config.cka_tokens} "
             "at least 2."
         )
+    if config.precision != "32":
+        raise ConfigError(f"--precision {config.precision}: attention is measured in 32 bits.")
     pattern(0.0, config.local_above, config.global_below)  # wrong values are told before the work
     places(config.queries, (1, 1))
     opened = open_vit(config.weights, config.model)
