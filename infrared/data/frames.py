@@ -164,8 +164,8 @@ def _channel(path: Path, pixels: np.ndarray, channel: Channel, stretch: Stretch)
     if spread * 255 / white > _GREY_SPREAD:
         raise DataError(
             f"{path} has colours (its channels differ by {spread * 255 / white:.0f} of 255 on "
-            "average) where a thermal image is expected: give the thermal file, or choose "
-            "--data.channel rgb to work on colours (a false-colour palette cannot be undone)."
+            "average) where a thermal image is expected: give the thermal file, or train on "
+            "colours by --data.channel rgb (a false-colour palette cannot be undone)."
         )
     luma = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     return stretch(np.rint(luma).astype(pixels.dtype))

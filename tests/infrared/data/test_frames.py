@@ -55,7 +55,7 @@ def test_nearly_grey_colours_are_taken_and_real_ones_refused(tmp_path: Path) -> 
     assert read_frame(tmp_path / "near.png").tolist()[0][0] in (100, 101)
     grey[..., 0] = 250
     Image.fromarray(grey).save(tmp_path / "red.png")
-    with pytest.raises(DataError, match="channel rgb"):
+    with pytest.raises(DataError, match="data.channel rgb"):
         read_frame(tmp_path / "red.png", "thermal")
 
 
