@@ -41,7 +41,7 @@ def test_a_run_leaves_what_every_run_leaves(run: Path) -> None:
 
 @pytest.mark.slow
 def test_scenes_are_learned(scenes: Path, tmp_path: Path) -> None:
-    more = ("--optimizer.lr", "1e-3", "--trainer.max_epochs", "60", "--network.detail", "8")
+    more = ("--optimizer.lr", "1e-3", "--trainer.max_epochs", "120", "--network.detail", "16")
     assert main(_words(scenes, tmp_path / "r", *more, "--loss.name", "ce_dice", "--quiet")) == 0
     results = json.loads((tmp_path / "r/metrics.json").read_text())
     assert results["validation"]["classes"]["road"]["iou"] > 0.5
