@@ -33,8 +33,8 @@ from crossband.infrared.catalog import SIZES
 from crossband.shared.benchmark import interleave, peak_megabytes
 from crossband.shared.config import OptimizerConfig, ScheduleConfig
 from crossband.shared.environment import machine
-from crossband.shared.heads.base import resize
 from crossband.shared.kernels.linear import linear
+from crossband.shared.layers.resize import resize
 from crossband.shared.registry import create_model
 from crossband.shared.tasks.segmentation import SegmentationTask
 

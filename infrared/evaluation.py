@@ -9,7 +9,7 @@ from pathlib import Path
 from crossband.infrared.config import EvaluateConfig, EvaluateSource
 from crossband.infrared.data.crops import Frames
 from crossband.infrared.data.frames import Stretch
-from crossband.infrared.data.layouts import Item, Labelled, find
+from crossband.infrared.data.layouts import Labelled, find
 from crossband.infrared.report import (
     add_pictures,
     add_scores,
@@ -139,6 +139,3 @@ def _progress(count: int) -> Callable[[int], None]:
             print(f"\r{done}/{count} images", end=end, file=sys.stderr, flush=True)
 
     return show
-
-
-__all__ = ["Item", "evaluate"]

@@ -20,8 +20,8 @@ from crossband.shared.devices import AUTOCAST, select_device
 from crossband.shared.errors import CheckpointError, ConfigError, DataError
 from crossband.shared.export import is_exported, load_exported
 from crossband.shared.files import atomic_path
-from crossband.shared.heads.base import resize
-from crossband.shared.prediction import INDEX, predict_each
+from crossband.shared.layers.resize import resize
+from crossband.shared.prediction import predict_each
 from crossband.shared.sliding import slide
 
 
@@ -294,6 +294,3 @@ def _sentence(entry: dict[str, Any]) -> str:
     shares = sorted(entry["area"].items(), key=lambda pair: -pair[1])
     seen = ", ".join(f"{name} {100 * share:.3g} %" for name, share in shares[:4] if share)
     return f"{entry['mask']}: {width} x {height}; {seen}"
-
-
-__all__ = ["INDEX", "Segmenter", "infer", "overlay", "predict"]

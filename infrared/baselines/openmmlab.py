@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import crossband.shared.plugins.openmmlab  # noqa: F401 - before mmseg
 from crossband.shared.errors import ConfigError, did_you_mean
-from crossband.shared.heads.base import resize
+from crossband.shared.layers.resize import resize
 
 _NORM = {"type": "BN", "requires_grad": True}
 _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {

@@ -23,8 +23,8 @@ from crossband.infrared.unip.official import from_official
 from crossband.shared.checkpoints import load_state
 from crossband.shared.config import OptimizerConfig, ScheduleConfig
 from crossband.shared.heads import FCNHead, UPerHead
-from crossband.shared.heads.base import resize
 from crossband.shared.heads.segmentor import Segmentor
+from crossband.shared.layers.resize import resize
 from crossband.shared.tasks.segmentation import SegmentationTask
 
 _SOURCE = "the fixture"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crossband.shared.backbones.base import Backbone
+from crossband.shared.backbones.base import AroundBackbone, Backbone
 from crossband.shared.backbones.vit import ViT, ViTTrunk
 from crossband.shared.errors import ConfigError
 from crossband.shared.heads import FCNHead, UPerHead
@@ -76,7 +76,7 @@ class UNIPBackbone(ViT):
         return [found.map(block) for block in self.out_indices]
 
 
-class UNIPPyramid(Backbone):
+class UNIPPyramid(AroundBackbone, Backbone):
     """The ViT and LL-FPN; perhaps with a convolutional branch beside them.
 
     Args:
@@ -84,6 +84,8 @@ class UNIPPyramid(Backbone):
         detail: Channels of the branch, which UNIP has not; 0: none.
         in_chans: Channels of the image.
     """
+
+    inner = "vit"
 
     def __init__(self, vit: ViT, detail: int = 0, in_chans: int = 3) -> None:
         """Join the parts."""
@@ -101,15 +103,6 @@ class UNIPPyramid(Backbone):
         side = self.vit.patch_size  # the ViT fills up the last patches, so the branch does too
         down, right = -image.shape[-2] % side, -image.shape[-1] % side
         return self.detail(F.pad(image, (0, right, 0, down)), maps)
-
-    def layer_index(self, name: str) -> int:
-        """Return the layer of a parameter; all but the ViT's come last."""
-        inner = name.removeprefix("vit.")
-        return self.vit.layer_index(inner if inner != name else "norm.weight")
-
-    def no_weight_decay(self) -> set[str]:
-        """Return names of the ViT's parameters that take no weight decay."""
-        return {f"vit.{name}" for name in self.vit.no_weight_decay()}
 
 
 class UNIPSegmentor(Segmentor):

@@ -45,6 +45,27 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
+class AroundBackbone(nn.Module):
+    """Holds a backbone: layers and what takes no weight decay are its own, all else comes last.
+
+    Attributes:
+        inner: Name of the backbone among the modules.
+    """
+
+    inner = "backbone"
+
+    def layer_index(self, name: str) -> int:
+        """Return the layer of a parameter for layer-wise rates."""
+        own = getattr(self, self.inner).layer_index
+        within = name.removeprefix(f"{self.inner}.")
+        return own(within if within != name else "norm.weight")
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of the backbone's parameters that take no weight decay."""
+        names = getattr(getattr(self, self.inner), "no_weight_decay", set)()
+        return {f"{self.inner}.{name}" for name in names}
+
+
 class Stage(nn.Sequential):
     """Blocks in a row; with `grad_checkpointing` they are computed again in the backward pass."""
 

@@ -54,10 +54,3 @@ class SegmentationHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Map a backbone's maps, finest first, to logits (B, K, h, w)."""
         return self.conv_seg(self.dropout(self.features(maps)))
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize (B, C, h, w) bilinearly to (H, W), corners not aligned."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossband.shared.heads.base import ConvNormAct, SegmentationHead, resize
+from crossband.shared.heads.base import ConvNormAct, SegmentationHead
+from crossband.shared.layers.resize import resize
 
 
 class FCNHead(SegmentationHead):

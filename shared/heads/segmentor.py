@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from crossband.shared.backbones.base import Backbone
-from crossband.shared.heads.base import SegmentationHead, resize
+from crossband.shared.backbones.base import AroundBackbone, Backbone
+from crossband.shared.heads.base import SegmentationHead
+from crossband.shared.layers.resize import resize
 
 
-class Segmentor(nn.Module):
+class Segmentor(AroundBackbone):
     """Encoder and decoder; an auxiliary head helps in training (mmseg's EncoderDecoder).
 
     Args:
@@ -39,15 +40,3 @@ class Segmentor(nn.Module):
         maps = self.backbone(image)
         main = self.decode_head(maps)
         return main, None if self.auxiliary_head is None else self.auxiliary_head(maps)
-
-    def layer_index(self, name: str) -> int:
-        """Return the layer of a parameter for layer-wise rates; heads come last."""
-        own = self.backbone.layer_index
-        if name.startswith("backbone."):
-            return own(name.removeprefix("backbone."))
-        return own("norm.weight")
-
-    def no_weight_decay(self) -> set[str]:
-        """Return names of the backbone's parameters that take no weight decay."""
-        names = getattr(self.backbone, "no_weight_decay", set)()
-        return {f"backbone.{name}" for name in names}

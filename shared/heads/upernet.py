@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crossband.shared.heads.base import ConvNormAct, SegmentationHead, resize
+from crossband.shared.heads.base import ConvNormAct, SegmentationHead
 from crossband.shared.kernels.dispatch import exporting
 from crossband.shared.kernels.upsampled_conv import upsampled_conv3x3
+from crossband.shared.layers.resize import resize
 
 
 class UPerHead(SegmentationHead):

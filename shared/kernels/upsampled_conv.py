@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crossband.shared.kernels.dispatch import exporting
+from crossband.shared.layers.resize import resize
 
 _LEAST_CHANNELS = 64  # below, the convolution itself is too cheap to be worth it
 
@@ -39,7 +40,7 @@ def upsampled_conv3x3(
         pays = len(coarse) > 0 and weight.shape[0] >= _LEAST_CHANNELS and not exporting()
         implementation = "reordered" if pays else "reference"
     if implementation == "reference":
-        resized = [maps[0], *(_resize(m, size) for m in maps[1:])]
+        resized = [maps[0], *(resize(m, size) for m in maps[1:])]
         return F.conv2d(torch.cat(resized, dim=1), weight, padding=1)
     parts = weight.split([m.shape[1] for m in maps], dim=1)
     near, near_weight, rows, columns = [], [], [], []
@@ -48,7 +49,7 @@ def upsampled_conv3x3(
             rows.append(_height_first(x, part, size))
             columns.append(x.shape[-2])
         else:
-            near.append(_resize(x, size))
+            near.append(resize(x, size))
             near_weight.append(part)
     y = F.conv2d(
         near[0] if len(near) == 1 else torch.cat(near, dim=1),
@@ -73,12 +74,6 @@ def _height_first(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     taps = torch.matmul(mixed, x.flatten(2)).view(batch, 3, out, 3, height, width)
     taps = taps.permute(0, 2, 1, 4, 3, 5).reshape(batch, out, 3 * height, 3 * width)
     return taps @ _taps(width, size[1], x.dtype, x.device)
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from crossband.shared.backbones.base import Backbone, take_indices
+from crossband.shared.backbones.base import AroundBackbone, Backbone, take_indices
 from crossband.shared.errors import ConfigError
 from crossband.shared.necks.ll_fpn import LLFPN
 from crossband.shared.necks.select_resize import SelectResize
@@ -16,7 +16,7 @@ from crossband.shared.necks.simple_fpn import SimpleFeaturePyramid
 Kind = Literal["ll_fpn", "simple_fpn", "select_resize"]
 
 
-class NeckedBackbone(Backbone):
+class NeckedBackbone(AroundBackbone, Backbone):
     """A plain ViT that gives a pyramid, so that decoders made for pyramids take it.
 
     Args:
@@ -61,18 +61,6 @@ class NeckedBackbone(Backbone):
         """Map (B, C, H, W) to the levels, finest first."""
         maps = self.neck(self.backbone(image))
         return [maps[level] for level in self.levels]
-
-    def layer_index(self, name: str) -> int:
-        """Return the layer of a parameter; those of the neck come last."""
-        own = self.backbone.layer_index
-        if name.startswith("backbone."):
-            return own(name.removeprefix("backbone."))
-        return own("norm.weight")
-
-    def no_weight_decay(self) -> set[str]:
-        """Return names of the backbone's parameters that take no weight decay."""
-        names = getattr(self.backbone, "no_weight_decay", set)()
-        return {f"backbone.{name}" for name in names}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the backbone's blocks again in the backward pass."""

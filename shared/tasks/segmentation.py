@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crossband.shared.heads.base import resize
+from crossband.shared.layers.resize import resize
 from crossband.shared.metrics import ConfusionMatrix
 from crossband.shared.tasks.base import Task
 
