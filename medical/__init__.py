@@ -1,0 +1,1 @@
+"""Medical images: chest X-rays read by masked autoencoders, and MONAI bundles."""

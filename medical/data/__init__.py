@@ -1,0 +1,1 @@
+"""Data sets of chest X-rays in the forms that people have them in."""

@@ -1,0 +1,68 @@
+"""What a data set of radiographs says, whatever its files look like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+FRONTAL = ("PA", "AP", "AP SUPINE")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image.
+
+    Attributes:
+        path: The file.
+        name: How the data set's lists call it; unique in a collection.
+        patient: Identifier of the patient, or None where the set does not tell.
+        labels: A number per finding: 1 present, 0 absent, NaN not known.
+        split: `train`, `val`, `test`, or None where the set has none.
+        view: `PA`, `AP`, `AP SUPINE`, `LATERAL`, in capitals, or None.
+        sex: `F`, `M`, or None.
+        age: Years, or None.
+        mask: File of a segmentation mask, or None.
+    """
+
+    path: Path
+    name: str
+    patient: str | None = None
+    labels: tuple[float, ...] = ()
+    split: str | None = None
+    view: str | None = None
+    sex: str | None = None
+    age: float | None = None
+    mask: Path | None = None
+
+
+@dataclass
+class Collection:
+    """A data set.
+
+    Attributes:
+        root: Its folder.
+        layout: `nih`, `chexpert`, `mimic`, `covidx`, `csv` or `images` (nothing but files).
+        findings: Names of the labels, in the order of `Record.labels`.
+        exclusive: Whether every image has exactly one of the findings (classes).
+        records: The images.
+        notes: What was left out, and why; a sentence each, without patient identifiers.
+    """
+
+    root: Path
+    layout: str
+    findings: tuple[str, ...]
+    exclusive: bool
+    records: list[Record]
+    notes: list[str] = field(default_factory=list)
+
+    def split(self, name: str) -> list[Record]:
+        """Return the images of a split."""
+        return [record for record in self.records if record.split == name]
+
+
+def label_matrix(records: Sequence[Record]) -> np.ndarray:
+    """Return the labels as float32 (N, K), NaN where not known."""
+    return np.array([record.labels for record in records], np.float32)

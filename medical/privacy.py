@@ -1,0 +1,40 @@
+"""What images and patients are called in logs, reports and predictions.
+
+Names of files and numbers of patients often tell who somebody is. Without `--keep-ids` an image is
+called by the digest of its bytes, which whoever holds the file can compute and nobody else, and a
+patient by a digest of the identifier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+class Names:
+    """Names that may be shown.
+
+    Args:
+        keep: Show file names and patient identifiers as they are.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        """Keep the choice."""
+        self.keep = keep
+
+    def image(self, path: str | Path, name: str | None = None) -> str:
+        """Return what an image is called: its name, or `image-<12 digits of the sha256>`."""
+        if self.keep:
+            return name or str(path)
+        try:
+            return f"image-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
+        except OSError:
+            return f"image-missing-{_digest(str(name or path))}"
+
+    def patient(self, identifier: str) -> str:
+        """Return what a patient is called."""
+        return identifier if self.keep else f"patient-{_digest(identifier)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
