@@ -22,7 +22,7 @@ SIZES: dict[str, dict[str, int]] = {
 def _entry(name: str, target: str, summary: str, **details: Any) -> ModelEntry:
     return ModelEntry(
         name=name,
-        target=f"{_HERE}.unip.model:{target}",
+        target=target,
         summary=summary,
         paper=_PAPER,
         licence="Apache-2.0 (our code)",
@@ -36,7 +36,7 @@ def _entry(name: str, target: str, summary: str, **details: Any) -> ModelEntry:
 def _pretraining(size: str) -> ModelEntry:
     return _entry(
         f"unip_{size}",
-        "UNIPViT",
+        f"{_HERE}.unip.model:UNIPViT",
         f"ViT-{size[0].upper()}/16 in pre-training, last block of 16 heads (teacher MAE-L)",
         task="pre-training",
         arguments={**SIZES[size], "last_heads": 16},
@@ -49,7 +49,7 @@ def _pretraining(size: str) -> ModelEntry:
 def _segmentor(size: str) -> ModelEntry:
     return _entry(
         f"unip_{size}_upernet",
-        "UNIPSegmentor",
+        "crossband.shared.heads.vit_segmentor:ViTSegmentor",
         f"ViT-{size[0].upper()}/16, LL-FPN, UPerHead and an auxiliary FCNHead, 512 x 512",
         task="segmentation",
         arguments={**SIZES[size], "num_classes": 21},
@@ -62,7 +62,7 @@ def _probe(size: str) -> ModelEntry:
     depth = SIZES[size]["depth"]
     return _entry(
         f"unip_{size}_linear",
-        "UNIPProbe",
+        f"{_HERE}.unip.model:UNIPProbe",
         f"frozen ViT-{size[0].upper()}/16 and one 1x1 convolution on four blocks",
         task="segmentation",
         arguments={

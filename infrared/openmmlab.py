@@ -46,12 +46,12 @@ from crossband.infrared.data.crops import Normalisation, TrainCrops, WholeImages
 from crossband.infrared.data.frames import Channel, Stretch, read_frame
 from crossband.infrared.data.layouts import Item, find
 from crossband.infrared.training import checkpoint_facts, data_sets, gather, labelled
-from crossband.infrared.unip import model as unip
 from crossband.infrared.unip.official import from_official, to_mmseg
 from crossband.shared.backbones.base import load_backbone
 from crossband.shared.backbones.vit_keys import translate
 from crossband.shared.checkpoints import save_checkpoint
 from crossband.shared.errors import ConfigError, did_you_mean
+from crossband.shared.heads.vit_segmentor import SegmentationViT
 from crossband.shared.plugins.openmmlab_parts.backbones import managed_class
 from crossband.shared.plugins.openmmlab_parts.hooks import RunFolderHook
 from crossband.shared.training.sampler import EpochIndex
@@ -68,7 +68,7 @@ _OPTIONAL = re.compile(r"^(blocks\.\d+\.ls[12]|norm)\.")
 @plugin.MODELS.register_module()
 class UNIPBackbone(
     managed_class(  # type: ignore[misc]
-        unip.UNIPBackbone, SIZES, "crossband.shared.backbones.vit_keys:from_official"
+        SegmentationViT, SIZES, "crossband.shared.backbones.vit_keys:from_official"
     )
 ):
     """The ViT of fine-tuning. `variant` is tiny, small, base or large; `frozen_stages=12` probes.

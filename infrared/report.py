@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
 
 from crossband.infrared.data.crops import Frames
 from crossband.infrared.data.layouts import Item
 from crossband.infrared.scoring import EXPLANATION, SMALL_EXPLANATION, Outcome, score, worst
-from crossband.infrared.segment import Segmenter, overlay
+from crossband.infrared.segment import Segmenter
 from crossband.shared.cli.output import format_table, print_json
+from crossband.shared.reports.figures import confusion, curves, panel, png
 from crossband.shared.reports.html import Report
 from crossband.shared.training.callbacks import RunBook
 from crossband.shared.training.run_folder import RunFolder
@@ -45,7 +43,7 @@ def write_training_report(
     report.heading("Validation images, best weights")
     add_scores(report, outcome, segmenter.classes)
     report.heading("Curves")
-    report.figure(curves(book.history), f"best epoch {book.best['epoch']}")
+    report.figure(curves(book.history, ("val_miou", "val_iou")), f"best epoch {book.best['epoch']}")
     add_pictures(report, segmenter, outcome, material.val, material.frames, config.window, _SHOWN)
     report.write(folder.report)
     if config.json:
@@ -104,7 +102,7 @@ def add_scores(report: Report, outcome: Outcome, classes: Sequence[str]) -> None
     """Add tables of scores, in percent, and the confusion matrix."""
     report.text(headline(outcome))
     report.table(class_rows(outcome, classes), f"In percent. {_explanation(outcome)}")
-    report.figure(_confusion(outcome.scores.counts.numpy(), classes), "rows: true class")
+    report.figure(confusion(outcome.scores.counts.numpy(), classes), "rows: true class")
     if outcome.problems:
         report.heading("Left out")
         for problem in outcome.problems:
@@ -133,58 +131,6 @@ def add_pictures(
         row = next(row for row in outcome.images if row["image"] == name)
         found = "" if outcome.small is None else f", IoU {row['iou']:.2f}"
         report.picture(png(picture), "png", f"{name}: {row['wrong pixels']} pixels wrong{found}")
-
-
-def panel(
-    pixels: np.ndarray, label: np.ndarray, found: np.ndarray, palette: np.ndarray
-) -> np.ndarray:
-    """Return RGB: an image, its labels, and what was found, side by side."""
-    truth = label * (label != 255)
-    parts = [overlay(pixels, ids, palette) for ids in (np.zeros_like(truth), truth, found)]
-    gap = np.full((pixels.shape[0], 4, 3), 255, np.uint8)
-    return np.hstack([parts[0], gap, parts[1], gap, parts[2]])
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """Return an RGB picture as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
-    return buffer.getvalue()
-
-
-def curves(history: Sequence[dict[str, float]]) -> Figure:
-    """Draw losses and validation scores by epoch."""
-    figure = Figure(figsize=(9, 3))
-    left, right = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in history]
-    for name in ("train_loss", "val_loss"):
-        left.plot(epochs, [row[name] for row in history], marker=".", label=name)
-    for name in ("val_miou", "val_iou"):
-        right.plot(epochs, [row[name] for row in history], marker=".", label=name)
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.tight_layout()
-    return figure
-
-
-def _confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = max(3.0, 0.45 * len(classes))
-    figure = Figure(figsize=(side + 1.5, side))
-    axes = figure.subplots()
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(classes)), classes, fontsize=8)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    for row, column in np.ndindex(*shares.shape):
-        value = shares[row, column]
-        if value >= 0.005:
-            colour = "white" if value > 0.5 else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, c=colour)
-    return figure
 
 
 def _explanation(outcome: Outcome) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -22,6 +21,7 @@ from crossband.shared.export import is_exported, load_exported
 from crossband.shared.files import atomic_path
 from crossband.shared.layers.resize import resize
 from crossband.shared.prediction import predict_each
+from crossband.shared.reports.figures import overlay
 from crossband.shared.sliding import slide
 
 
@@ -269,17 +269,6 @@ def _write(
     }
     entry["area"] = {name: round(int(n) / ids.size, 6) for name, n in entry["pixels"].items()}
     return entry
-
-
-def overlay(pixels: np.ndarray, ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Return RGB (H, W, 3): the image, classes other than 0 half covered and outlined."""
-    picture = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-    shown = picture.astype(np.float32)
-    marked = ids > 0
-    shown[marked] = 0.55 * shown[marked] + 0.45 * palette[ids[marked]]
-    edge = marked & (cv2.erode(ids, np.ones((3, 3), np.uint8)) != cv2.dilate(ids, np.ones((3, 3))))
-    shown[edge] = palette[ids[edge]]
-    return shown.round().astype(np.uint8)
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:

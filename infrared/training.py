@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -27,13 +27,14 @@ from crossband.infrared.report import write_training_report
 from crossband.infrared.scoring import best_threshold
 from crossband.infrared.segment import Segmenter, infer
 from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
-from crossband.shared.cli.parser import dump_config, parse
+from crossband.shared.cli.parser import dump_config
 from crossband.shared.environment import machine
 from crossband.shared.errors import ConfigError, DataError
 from crossband.shared.files import list_digest
 from crossband.shared.registry import IMAGENET_MEAN, IMAGENET_STD
 from crossband.shared.tasks.segmentation import SegmentationTask
 from crossband.shared.training.loop import Data, fit, is_main_process
+from crossband.shared.training.resume import stored_options
 from crossband.shared.training.run_folder import RunFolder
 
 # Of the segmentation configurations of UNIP; those of pre-training differ in the last digits.
@@ -72,7 +73,9 @@ def train(config: TrainConfig) -> None:
     """Train a segmentation network; leave the best weights and a report."""
     if config.resume:
         folder = RunFolder.existing(config.resume)
-        config = _stored_options(folder, config)
+        from crossband.infrared.cli import DOMAIN
+
+        config = stored_options(DOMAIN.verbs["train"], folder, config)
     else:
         folder = RunFolder.create(config.out, config.model)
     material = gather(config.data, config.seed)
@@ -337,15 +340,6 @@ def checkpoint_facts(
             "machine": machine(),
         },
     }
-
-
-def _stored_options(folder: RunFolder, given: TrainConfig) -> TrainConfig:
-    """Return the run's own options; only how to print and where to compute may change."""
-    from crossband.infrared.cli import DOMAIN
-
-    stored = parse(DOMAIN.verbs["train"], ["--config", str(folder.config)])
-    kept = ("resume", "device", "quiet", "json", "debug", "dry_run")
-    return replace(stored, **{name: getattr(given, name) for name in kept})
 
 
 def _summary(

@@ -9,6 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from crossband.shared.errors import DataError
+
+NOT_A_DEVICE = "Research use only: this is not a medical device and no diagnosis."
 
 
 class Names:
@@ -34,6 +41,47 @@ class Names:
     def patient(self, identifier: str) -> str:
         """Return what a patient is called."""
         return identifier if self.keep else f"patient-{_digest(identifier)}"
+
+    def error(self, error: Exception, path: str | Path) -> str:
+        """Return an error's sentence with what the image is called in place of its path."""
+        text = str(error)
+        if self.keep:
+            return text
+        shown = self.image(path)
+        for word in (str(path), Path(path).name):
+            text = text.replace(word, shown)
+        return text
+
+
+class Store(Protocol):
+    """Reads images."""
+
+    def read(self, path: Path) -> np.ndarray:
+        """Return the pixels, uint8 (H, W)."""
+
+
+class NamedStore:
+    """Reads images; errors name them as they may be named.
+
+    Args:
+        store: What reads.
+        names: What images are called.
+    """
+
+    def __init__(self, store: Store, names: Names) -> None:
+        """Keep the parts."""
+        self.store, self.names = store, names
+
+    def read(self, path: Path) -> np.ndarray:
+        """Return the pixels, uint8 (H, W).
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        try:
+            return self.store.read(path)
+        except DataError as error:
+            raise DataError(self.names.error(error, path)) from None
 
 
 def _digest(text: str) -> str:

@@ -13,8 +13,10 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -38,6 +40,37 @@ _CONTAINERS = (
 # Training scripts save their arguments beside the weights (MAE, DINO, iBOT); a Namespace keeps
 # values and does nothing with them.
 _INERT = (Namespace,)
+
+
+class _LogHistory:
+    """Stands in for mmengine's log history, of which weights need nothing."""
+
+
+def _log_method(owner: Any, name: str) -> str:
+    """Stand in for the `getattr` by which a log history names its methods; looks nothing up."""
+    if owner is not _LogHistory:
+        raise UnpicklingError(f"{name!r} is no method of a log history")
+    return name
+
+
+def numpy_parts() -> list[Any]:
+    """Return what arrays and numbers of NumPy are pickled with, for `read_pickle`."""
+    core = np._core if hasattr(np, "_core") else np.core
+    parts = [core.multiarray.scalar, core.multiarray._reconstruct]
+    # Files of NumPy 1 and 2 name the same two functions differently.
+    named = [
+        (part, f"numpy.{module}.multiarray.{part.__name__}")
+        for part in parts
+        for module in ("core", "_core")
+    ]
+    types = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"}
+    return [*named, np.ndarray, np.dtype, *types]
+
+
+def _training_logs() -> list[Any]:
+    """Return what mmengine saves beside the weights, with stand-ins for its own classes."""
+    history = (_LogHistory, "mmengine.logging.history_buffer.HistoryBuffer")
+    return [history, (_log_method, "builtins.getattr"), *numpy_parts()]
 
 
 @dataclass(frozen=True)
@@ -126,8 +159,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights of any checkpoint file safely.
 
-    Reads safetensors, and PyTorch files through the restricted unpickler. Containers such as
-    `{"state_dict": ...}` are opened.
+    Reads safetensors, and PyTorch files, mmengine's with their logs as well, through the restricted
+    unpickler. Containers such as `{"state_dict": ...}` are opened.
 
     Returns:
         The tensors by name, and what else the file says (safetensors header or the non-tensor
@@ -143,7 +176,7 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise _corrupt(path, error) from error
-    return find_state_dict(read_pickle(path), path)
+    return find_state_dict(read_pickle(path, allowed=_training_logs()), path)
 
 
 def read_pickle(path: str | Path, *, allowed: Sequence[Any] = (), map_location: Any = "cpu") -> Any:

@@ -83,6 +83,9 @@ class ScheduleConfig:
         "cosine", "its shape; poly: mmseg's"
     )
     warmup_fraction: float = option(0.0, "part of the steps for linear warm-up", advanced=True)
+    warmup_from_zero: bool = option(
+        False, "warm up as MAE does, from a learning rate of 0 (cosine per step)", advanced=True
+    )
     min_lr: float = option(1e-6, "learning rate at the end of the cosine", advanced=True)
     interval: Literal["step", "epoch"] = option("step", "when the cosine moves on", advanced=True)
 

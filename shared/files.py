@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from crossband.shared.errors import CrossbandError
+from crossband.shared.errors import CheckpointError, CrossbandError
 
 
 @contextmanager
@@ -75,3 +75,19 @@ def _finite(value: Any) -> Any:
 def list_digest(names: Iterable[str]) -> str:
     """Return the sha256 of a list of names, in their order: which data a number belongs to."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the sha256 of a file's bytes; which file a number or a part of a network belongs to.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from error
+    return digest.hexdigest()

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from crossband.shared.checkpoints import load_state
-from crossband.shared.cli.parser import dump_config, parse
+from crossband.shared.cli.parser import dump_config
 from crossband.shared.environment import machine
 from crossband.shared.errors import ConfigError
 from crossband.shared.registry import get_entry, read_weights
 from crossband.shared.tasks.forecasting import ForecastingTask
 from crossband.shared.training.loop import Data, fit
+from crossband.shared.training.resume import stored_options
 from crossband.shared.training.run_folder import RunFolder
 from crossband.spatiotemporal.augmentation import DailyCycle
 from crossband.spatiotemporal.config import EvaluateConfig, TrainConfig
@@ -34,7 +35,9 @@ def train(config: TrainConfig) -> None:
     """Train, keep the best by validation loss, score it on the test part, write the report."""
     if config.resume:
         folder = RunFolder.existing(config.resume)
-        config = _stored_options(folder, config)
+        from crossband.spatiotemporal.cli import DOMAIN
+
+        config = stored_options(DOMAIN.verbs["train"], folder, config)
     else:
         folder = RunFolder.create(config.out, config.model.replace(":", "-"))
     grid = open_source(config.data, config.data.variables, config.data.step)
@@ -119,22 +122,6 @@ def train(config: TrainConfig) -> None:
     )
     evaluation = evaluate_checkpoint(options, grid)
     write_evaluation(evaluation, folder, options, history=book.history)
-
-
-def _stored_options(folder: RunFolder, given: TrainConfig) -> TrainConfig:
-    """Return the run's own options; only how to print and where to compute may change."""
-    from crossband.spatiotemporal.cli import DOMAIN
-
-    stored = parse(DOMAIN.verbs["train"], ["--config", str(folder.config)])
-    return replace(
-        stored,
-        resume=given.resume,
-        device=given.device,
-        quiet=given.quiet,
-        json=given.json,
-        debug=given.debug,
-        dry_run=given.dry_run,
-    )
 
 
 def _check_first_batch(task: ForecastingTask, windows: torch.utils.data.Dataset) -> None:

@@ -37,12 +37,13 @@ from crossband.shared.checkpoints import (
     read_state_dict,
     save_checkpoint,
 )
-from crossband.shared.cli.parser import dump_config, parse
+from crossband.shared.cli.parser import dump_config
 from crossband.shared.config import TrainerConfig
 from crossband.shared.environment import machine
 from crossband.shared.errors import ConfigError, did_you_mean
 from crossband.shared.tasks.restoration import RestorationTask
 from crossband.shared.training.loop import Data, fit
+from crossband.shared.training.resume import stored_options
 from crossband.shared.training.run_folder import RunFolder
 
 STAGES = ("troublemaker", "predictor", "enhancer")
@@ -135,7 +136,9 @@ def train(config: TrainConfig) -> None:
             raise ConfigError(
                 f"--resume {config.resume}: there is no run there; start one without --resume."
             )
-        config = _stored_options(folder, config)
+        from crossband.apps.low_light.cli import DOMAIN
+
+        config = stored_options(DOMAIN.verbs["train"], folder, config)
     else:
         folder = RunFolder.create(config.out, config.model)
         if folder.config.exists():
@@ -513,15 +516,6 @@ def _description(
             "fingerprints": [fingerprint(material.store.read(path)) for path in scenes],
         },
     }
-
-
-def _stored_options(folder: RunFolder, given: TrainConfig) -> TrainConfig:
-    """Return the run's own options; only how to print and where to compute may change."""
-    from crossband.apps.low_light.cli import DOMAIN
-
-    stored = parse(DOMAIN.verbs["train"], ["--config", str(folder.config)])
-    kept = ("resume", "device", "quiet", "json", "debug", "dry_run")
-    return replace(stored, **{name: getattr(given, name) for name in kept})
 
 
 def _summary(config: TrainConfig, folder: RunFolder, material: Material, stages: list[str]) -> str:

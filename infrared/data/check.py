@@ -172,7 +172,7 @@ def _sizes(sizes: Counter) -> str:
 
 def _tile(pixels: np.ndarray, mask: np.ndarray, colours: np.ndarray, name: str) -> np.ndarray:
     """Return an image and its labels, (_TILE, 2 _TILE, 3), with the name."""
-    from crossband.infrared.segment import overlay
+    from crossband.shared.reports.figures import overlay
 
     marked = np.where(mask < len(colours), mask, 0).astype(np.uint8)
     halves = [overlay(pixels, ids, colours) for ids in (np.zeros_like(marked), marked)]

@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from crossband.infrared.catalog import MEAN, STD
 from crossband.infrared.data.frames import Channel, Stretch, read_frame
 from crossband.shared.data.images import SUFFIXES, photo_size
+from crossband.shared.data.store import ImageStore
 from crossband.shared.errors import ConfigError, DataError, did_you_mean
 from crossband.shared.training.sampler import item_random
 
@@ -113,12 +114,12 @@ def find_pool(
     return pool
 
 
-class FrameStore:
+class FrameStore(ImageStore):
     """Reads images as grey and keeps them decoded while they fit a budget.
 
     Args:
         cache_gb: Budget in GB.
-        channel: `grey`, or `thermal`: the fourth channel where there are four.
+        channel: `grey`, or `thermal`: the fourth channel where there are four; `rgb`: (H, W, 3).
         stretch: Of 16-bit files.
     """
 
@@ -126,24 +127,9 @@ class FrameStore:
         self, cache_gb: float = 2.0, channel: Channel = "grey", stretch: Stretch | None = None
     ) -> None:
         """Start empty."""
+        super().__init__(cache_gb)
         self.channel, self.stretch = channel, stretch or Stretch()
-        self._left = cache_gb * 2**30
-        self._kept: dict[Path, np.ndarray] = {}
         self._broken: set[Path] = set()
-
-    def read(self, path: Path) -> np.ndarray:
-        """Return grey uint8 (H, W), or RGB (H, W, 3) if `channel` is `rgb`; not to be changed.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
-        if path in self._kept:
-            return self._kept[path]
-        pixels = self._decode(path)
-        if pixels.nbytes <= self._left:
-            self._left -= pixels.nbytes
-            self._kept[path] = pixels
-        return pixels
 
     def try_read(self, path: Path) -> np.ndarray | None:
         """Return the image, or None if it cannot be read, which is said once."""
@@ -156,7 +142,8 @@ class FrameStore:
             print(f"skipped: {error}", file=sys.stderr, flush=True)
             return None
 
-    def _decode(self, path: Path) -> np.ndarray:
+    def decode(self, path: Path) -> np.ndarray:
+        """Read the file itself, uint8 (H, W), or (H, W, 3) if `channel` is `rgb`."""
         if self.channel == "rgb":
             return read_frame(path, "rgb", self.stretch)
         if self.channel == "thermal" and _bands(path) == 4:

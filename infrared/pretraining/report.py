@@ -16,14 +16,16 @@ from crossband.infrared.pretraining.material import Material
 from crossband.infrared.pretraining.methods import Plan
 from crossband.infrared.unip.distillation import HybridAttentionDistillation
 from crossband.infrared.unip.looking import logit_maps, places
-from crossband.infrared.unip.plots import curve, grey, nmi_curve, query_attention, rows_of_images
+from crossband.infrared.unip.plots import grey, nmi_curve, query_attention
 from crossband.shared.cli.output import print_json
 from crossband.shared.pretraining.g2sd import G2SDStudent
 from crossband.shared.pretraining.mae import MAE, MAETask
 from crossband.shared.pretraining.multimae import MultiMAE, MultiMAETask
 from crossband.shared.pretraining.multimae_losses import robust_standardise
 from crossband.shared.registry import IMAGENET_MEAN, IMAGENET_STD
+from crossband.shared.reports.figures import curves, rows_of_images
 from crossband.shared.reports.html import Report
+from crossband.shared.reports.reconstructions import reconstructions
 from crossband.shared.training.run_folder import RunFolder
 
 _SHOWN = 4
@@ -64,7 +66,7 @@ def write_report(
     report = Report(f"Pre-training: {config.method}", _protocol_text(description))
     for stage, history in histories.items():
         report.heading("Loss" if len(histories) == 1 else f"Loss, stage {stage}")
-        report.figure(curve(history, _LOSSES[config.method]))
+        report.figure(curves(history, unit=_LOSSES[config.method]))
     teacher = description.get("teacher", {})
     if "nmi" in teacher:
         report.heading("Choice of the teacher's layer")
@@ -118,20 +120,7 @@ def _attention(
 
 def _reconstructions(report: Report, task: MAETask, items: list[dict[str, Tensor]]) -> None:
     image = torch.stack([item["image"] for item in items])
-    model, noise = task.model, task.noise(image)
-    mask = model(image, noise).mask
-    drawn = model.reconstruct(image, noise)
-    seen = _hide(model, image, mask)
-    rows = [[grey(part) for part in parts] for parts in zip(image, seen, drawn, strict=True)]
-    caption = f"{model.mask_ratio:.0%} of the patches hidden; visible ones are shown as they are."
-    if model.norm_pix_loss:
-        caption += " Drawn patches have the true mean and contrast, which the loss leaves out."
-    report.figure(rows_of_images(rows, ("image", "seen", "drawn")), caption)
-
-
-def _hide(model: MAE, image: Tensor, mask: Tensor) -> Tensor:
-    patches = model.patchify(image).masked_fill(mask[..., None].bool(), 0.0)
-    return model.unpatchify(patches, (image.shape[-2], image.shape[-1]))
+    report.figure(*reconstructions(task, image, grey))
 
 
 def _modalities(report: Report, task: MultiMAETask, items: list[dict[str, Tensor]]) -> None:

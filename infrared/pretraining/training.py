@@ -15,10 +15,11 @@ from crossband.infrared.pretraining.material import Material, gather_material
 from crossband.infrared.pretraining.methods import Plan, build, stages_of, usable_encoders
 from crossband.infrared.pretraining.report import write_report
 from crossband.shared.checkpoints import load_checkpoint, read_config, save_checkpoint
-from crossband.shared.cli.parser import dump_config, parse
+from crossband.shared.cli.parser import dump_config
 from crossband.shared.environment import machine
 from crossband.shared.errors import ConfigError
 from crossband.shared.training.loop import Data, fit
+from crossband.shared.training.resume import stored_options
 from crossband.shared.training.run_folder import RunFolder
 
 
@@ -31,7 +32,9 @@ def pretrain(config: PretrainConfig) -> None:
             raise ConfigError(
                 f"--resume {config.resume}: there is no run there; start one without --resume."
             )
-        config = _stored_options(folder, config)
+        from crossband.infrared.cli import DOMAIN
+
+        config = stored_options(DOMAIN.verbs["pretrain"], folder, config)
     else:
         folder = RunFolder.create(config.out, config.method)
         # Other processes of the run start when the first has written its options already.
@@ -117,15 +120,6 @@ def _description(config: PretrainConfig, plan: Plan, material: Material) -> dict
             "machine": machine(),
         },
     }
-
-
-def _stored_options(folder: RunFolder, given: PretrainConfig) -> PretrainConfig:
-    """Return the run's own options; only how to print and where to compute may change."""
-    from crossband.infrared.cli import DOMAIN
-
-    stored = parse(DOMAIN.verbs["pretrain"], ["--config", str(folder.config)])
-    kept = ("resume", "device", "quiet", "json", "debug", "dry_run")
-    return replace(stored, **{name: getattr(given, name) for name in kept})
 
 
 def _summary(

@@ -18,12 +18,13 @@ from crossband.infrared.unip.distillation import (
     attention_cross_entropy,
     attention_kl,
 )
-from crossband.infrared.unip.model import UNIPBackbone, UNIPPyramid, UNIPViT
+from crossband.infrared.unip.model import UNIPViT
 from crossband.infrared.unip.official import from_official
 from crossband.shared.checkpoints import load_state
 from crossband.shared.config import OptimizerConfig, ScheduleConfig
 from crossband.shared.heads import FCNHead, UPerHead
 from crossband.shared.heads.segmentor import Segmentor
+from crossband.shared.heads.vit_segmentor import SegmentationViT, ViTPyramid
 from crossband.shared.layers.resize import resize
 from crossband.shared.tasks.segmentation import SegmentationTask
 
@@ -128,7 +129,7 @@ def _segmentor(config: dict[str, Any], weights: dict[str, Tensor]) -> Segmentor:
         config[part] for part in ("backbone", "decode_head", "auxiliary_head")
     )
     indices = backbone["out_indices"]
-    vit = UNIPBackbone(
+    vit = SegmentationViT(
         **{name: backbone[name] for name in _BACKBONE},
         in_chans=weights["backbone.patch_embed.proj.weight"].shape[1],
         layer_scale_init=backbone["init_values"],
@@ -137,7 +138,7 @@ def _segmentor(config: dict[str, Any], weights: dict[str, Tensor]) -> Segmentor:
         out_indices=indices[:1] if len(set(indices)) == 1 else indices,
     )
     model = Segmentor(
-        UNIPPyramid(vit),
+        ViTPyramid(vit),
         UPerHead(
             head["in_channels"],
             head["num_classes"],
@@ -164,7 +165,7 @@ def _segmentor(config: dict[str, Any], weights: dict[str, Tensor]) -> Segmentor:
 def _probe(config: dict[str, Any], weights: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
     backbone, head = config["backbone"], config["head"]
     prefix, head_prefix = (part["weights_prefix"] + "." for part in (backbone, head))
-    vit = UNIPBackbone(
+    vit = SegmentationViT(
         **{name: backbone[name] for name in _BACKBONE},
         in_chans=weights[f"{prefix}patch_embed.proj.weight"].shape[1],
         norm_eps=backbone["norm_eps"],

@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 _COLOURS = {"local": "#4c78a8", "hybrid": "#54a24b", "global": "#e45756"}
 
 
-def curve(history: Sequence[dict[str, float]], unit: str) -> Figure:
-    """Draw training and validation loss over the epochs."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3))
-    epochs = [row["epoch"] for row in history]
-    for name in ("train_loss", "val_loss"):
-        axes.plot(epochs, [row[name] for row in history], marker=".", label=name)
-    axes.set(xlabel="epoch", ylabel=unit)
-    axes.legend()
-    return figure
-
-
 def nmi_curve(values: Sequence[float], target: float, chosen: int) -> Figure:
     """Draw the NMI of the layers, the hybrid value and the layer that comes nearest."""
     import matplotlib.pyplot as plt
@@ -126,22 +113,6 @@ def query_attention(
                 axes.plot(*centre, "x", color="#ffd400", markersize=7, markeredgewidth=2)
                 if row == 0:
                     axes.set_title(name, fontsize=8)
-    figure.tight_layout(pad=0.4)
-    return figure
-
-
-def rows_of_images(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Figure:
-    """Draw rows of grey or RGB images in [0, 1], the columns titled."""
-    import matplotlib.pyplot as plt
-
-    shape = (len(rows), len(titles))
-    figure, grid = plt.subplots(*shape, figsize=(2.1 * shape[1], 2.15 * shape[0]), squeeze=False)
-    for axes_row, images in zip(grid, rows, strict=True):
-        for axes, image in zip(axes_row, images, strict=True):
-            axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.4)
     return figure
 

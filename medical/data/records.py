@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,13 @@ from pathlib import Path
 import numpy as np
 
 FRONTAL = ("PA", "AP", "AP SUPINE")
+# What lists and headers write, without blanks, dashes and underscores.
+_VIEWS = {
+    **dict.fromkeys(("PA", "POSTEROANTERIOR", "POSTERIORANTERIOR"), "PA"),
+    **dict.fromkeys(("AP", "ANTEROPOSTERIOR", "ANTERIORPOSTERIOR", "APERECT"), "AP"),
+    **dict.fromkeys(("APSUPINE", "SUPINE"), "AP SUPINE"),
+    **dict.fromkeys(("LATERAL", "LAT", "L", "LL", "RL", "LEFTLATERAL", "RIGHTLATERAL"), "LATERAL"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,3 +74,20 @@ class Collection:
 def label_matrix(records: Sequence[Record]) -> np.ndarray:
     """Return the labels as float32 (N, K), NaN where not known."""
     return np.array([record.labels for record in records], np.float32)
+
+
+def normal_view(text: str) -> str | None:
+    """Return a view as `Record.view` has it; what is not known goes in capitals, blanks are None.
+
+    Args:
+        text: As a list or a DICOM header writes it: `AP Supine`, `LL`, `postero-anterior`.
+    """
+    capitals = " ".join(text.upper().split())
+    if capitals in ("", "NAN", "UNKNOWN"):
+        return None
+    return _VIEWS.get(re.sub(r"[\s_-]", "", capitals), capitals)
+
+
+def counted(number: int, word: str) -> str:
+    """Return `1 image`, `2 images`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -8,6 +8,7 @@ from crossband.shared.registry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 
 _HERE = "crossband.shared.backbones"
 _PRETRAINING = "crossband.shared.pretraining"
+_DVPT = "crossband.shared.tuning.dvpt"
 
 
 def _entry(family: str, module: str, name: str, size: int, **details: Any) -> ModelEntry:
@@ -206,6 +207,24 @@ def _multimae(
     )
 
 
+def _dvpt(name: str, target: str, side: int, base: str, weights: str, task: str) -> ModelEntry:
+    """Describe a frozen network with prompts; values of images are 0 to 1, to segment 0 to 255."""
+    return ModelEntry(
+        name=name,
+        target=f"{_DVPT}.{target}",
+        task=task,
+        input_shape=(3, side, side),
+        mean=(0.0, 0.0, 0.0),
+        std=(1 / 255 if task == "segmentation" else 1.0,) * 3,
+        official=f"{_DVPT}.official:from_official",
+        summary=f"{base} with the dynamic prompts of the released code, {side} px",
+        paper="He et al. 2025, DVPT, arXiv 2307.09787",
+        licence="Apache-2.0 (our own code; the authors' is for academic use only); weights: see "
+        "who trained them",
+        weights=f"DVPT's: none published; to start from: {weights}",
+    )
+
+
 _CLIP = {
     "pre_norm": True,
     "patch_bias": False,
@@ -356,6 +375,30 @@ MODELS: tuple[ModelEntry, ...] = (
         head_options={"embed_dim": 1024, "depth": 2},
         **{"embed_dim": 192, "num_heads": 3},
     ),
+    _dvpt(
+        "dvpt_clip_vit_base",
+        "clip:DVPTCLIP",
+        288,
+        "CLIP's ViT-B/16",
+        "the visual tower of OpenAI's ViT-B/16, as plain tensors",
+        "features",
+    ),
+    _dvpt(
+        "dvpt_swin_base",
+        "swin:DVPTSwin",
+        224,
+        "Swin-B",
+        "swin_base_patch4_window7_224_22k.pth",
+        "features",
+    ),
+    _dvpt(
+        "dvpt_segformer_b4",
+        "segformer:DVPTSegFormer",
+        512,
+        "SegFormer-B4",
+        "segformerb4_512x512ade160k.pth",
+        "segmentation",
+    ),
 )
 CONFORMANCE = {
     "transnext": f"{_HERE}.conformance:transnext",
@@ -370,4 +413,5 @@ CONFORMANCE = {
     "multimae": f"{_PRETRAINING}.conformance:multimae",
     "multimae_head": f"{_PRETRAINING}.conformance:multimae_head",
     "mae_recipe": f"{_PRETRAINING}.conformance:mae_recipe",
+    "dvpt": f"{_DVPT}.conformance:dvpt",
 }

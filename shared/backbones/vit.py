@@ -271,6 +271,7 @@ class ViTTrunk(nn.Module):
         if pos_embed == "learn":
             table = torch.zeros_like(table)
         self.pos_embed = nn.Parameter(table, requires_grad=pos_embed == "learn")
+        self.register_parameter("prompt_token", None)  # (P, D), which tuning may add
         self.norm_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
         rates = [drop_path_rate] * depth
         if drop_path_mode == "linear":
@@ -354,7 +355,10 @@ class ViTTrunk(nn.Module):
         if self.reg_token is not None:
             front.append(self.reg_token.expand(x.shape[0], -1, -1))
         x = self.norm_pre(torch.cat([*front, x], dim=1) if front else x)
-        return Tokens(x, sum(t.shape[1] for t in front), 0, grid)
+        found = Tokens(x, sum(t.shape[1] for t in front), 0, grid)
+        if self.prompt_token is not None:
+            found.x = _insert(x, self.prompt_token, found)
+        return found
 
     def attention_logits(self, image: Tensor, block: int = -1) -> Tensor:
         """Return the scaled logits (B, heads, tokens, tokens) of one block.

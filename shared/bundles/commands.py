@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +108,16 @@ def write(config: WriteConfig) -> None:
     """Write a checkpoint as a bundle."""
     _need_monai()
     from crossband.shared.bundles.writing import write_bundle
+    from crossband.shared.checkpoints import read_config
+    from crossband.shared.cli.domain import load_object
+    from crossband.shared.registry import domain_packages
 
-    folder = write_bundle(
+    task = str(read_config(config.weights).get("task"))
+    writers: dict[str, str] = {}
+    for package in domain_packages().values():  # domains whose files MONAI reads otherwise
+        writers |= getattr(import_module(f"{package}.catalog"), "BUNDLES", {})
+    write_one = load_object(writers[task]) if task in writers else write_bundle
+    folder = write_one(
         config.weights,
         config.out,
         authors=config.authors,
@@ -125,29 +135,27 @@ def run(config: RunConfig) -> int | None:
     _need_monai()
     if not config.inputs:
         raise ConfigError("bundle run needs images after the bundle: files or folders.")
-    from crossband.shared.bundles.running import (
-        find_images,
-        readable_images,
-        require_settings,
-        run_inference,
-    )
+    from crossband.shared.bundles.images import find_images, loader_of, readable_images
+    from crossband.shared.bundles.running import require_settings, run_inference
 
     bundle = Bundle.open(config.bundle)
     bundle.require_safe(trust=config.trust)
     require_settings(bundle, "inference", config.set)
-    images = find_images(config.inputs)
+    loader = loader_of(bundle, config.set)
+    images = find_images(config.inputs, loader.reads)
     out = Path(config.out)
     if any(path.resolve().is_relative_to(out.resolve()) for path in images):
         raise ConfigError(f"--out {out} is where the images lie: name another folder.")
-    good, broken = readable_images(images)
-    for problem in broken.values():
-        print(f"left out: {problem}", flush=True)
+    good, broken, notes = readable_images(images, loader)
+    place = sys.stderr if config.json else sys.stdout
+    for line in (*(f"left out: {problem}" for problem in broken.values()), *notes):
+        print(line, file=place, flush=True)
     if not good:
         raise CrossbandError(f"None of the {len(images)} images can be read; see above.")
     run_inference(bundle, good, out, device=config.device, settings=config.set, trust=config.trust)
     written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
-    entries: list[dict[str, Any]] = [{"input": str(path)} for path in good]
-    entries += [{"input": str(path), "error": text} for path, text in broken.items()]
+    entries: list[dict[str, Any]] = [{"input": loader.name(path)} for path in good]
+    entries += [{"input": loader.name(path), "error": text} for path, text in broken.items()]
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
     write_text(out / INDEX, lines)
     if config.json:
@@ -192,7 +200,8 @@ def _network_problems(bundle: Bundle) -> list[str]:
     """Build the network and run it once on the shape that the metadata promises."""
     from monai.bundle import verify_net_in_out
 
-    from crossband.shared.bundles.running import cause_of, quiet_monai
+    from crossband.shared.bundles.quiet import quiet_monai
+    from crossband.shared.bundles.running import cause_of
 
     try:
         with quiet_monai():

@@ -57,12 +57,16 @@ class RunConfig(BundleOptions):
 class FinetuneConfig(BundleOptions):
     """Options of `bundle finetune`."""
 
-    data: str = option(help="folder with images/ and labels/, or with dataset.json")
+    data: str = option(
+        help="folder with dataset.json, or images/ and labels/, or labels.csv and images"
+    )
     out: str = option(help="folder of the new bundle")
     epochs: int = option(10, "passes over the data")
     learning_rate: float = option(1e-4, "learning rate, if the bundle's train.json has that id")
     batch_size: int = option(4, "images per step, if the bundle's train.json has that id")
-    val_fraction: float = option(0.2, "part of images/ that is held back to validate")
+    val_fraction: float = option(
+        0.2, "part held back to validate, where the data do not say: of images or patients"
+    )
     seed: int = option(0, "seed of that choice")
     device: Device = option("auto", "where to compute")
     set: dict[str, Any] = option(factory=dict, help="further settings of the bundle to change")

@@ -2,73 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import random
 import shutil
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crossband.shared.bundles.folder import Bundle, read_config
+from crossband.shared.bundles.folder import Bundle
+from crossband.shared.bundles.listing import Labels, dataset_json, listing_text
+from crossband.shared.bundles.quiet import quiet_monai
+from crossband.shared.bundles.retrained import describe_retrained
 from crossband.shared.checkpoints import read_pickle
 from crossband.shared.devices import select_device
-from crossband.shared.errors import ConfigError, CrossbandError, DataError
-from crossband.shared.files import json_text, write_text
+from crossband.shared.errors import ConfigError, CrossbandError
+from crossband.shared.files import write_text
 
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".mha", ".mhd"),
-    *(".nrrd", ".npy"),
-)
-
-
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """Find medical images among files and in folders, all levels, hidden files left out.
-
-    Raises:
-        DataError: an input that does not exist, or no image.
-    """
-    found: list[Path] = []
-    for item in map(Path, inputs):
-        if item.is_dir():
-            found += sorted(
-                path
-                for path in item.rglob("*")
-                if path.is_file() and path.name.lower().endswith(SUFFIXES) and path.name[0] != "."
-            )
-        elif item.is_file():
-            found.append(item)
-        else:
-            raise DataError(f"{item} does not exist: give images or folders of them.")
-    if not found:
-        raise DataError(
-            f"There is no image in {', '.join(map(str, inputs))} ({', '.join(SUFFIXES)})."
-        )
-    return found
-
-
-def readable_images(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
-    """Read every image once with MONAI's readers; return the good ones, and why others are not."""
-    from monai.transforms import LoadImage
-
-    good: list[Path] = []
-    broken: dict[Path, str] = {}
-    with quiet_monai():
-        reader = LoadImage(image_only=True)
-    for path in paths:
-        if not path.stat().st_size:
-            broken[path] = f"{path} is empty (0 bytes): copy it again."
-            continue
-        try:
-            with quiet_monai():
-                reader(str(path))
-            good.append(path)
-        except Exception as error:  # readers raise many kinds on damaged files
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            broken[path] = f"{path} cannot be read ({reason[:100]}): copy or convert it again."
-    return good, broken
+if TYPE_CHECKING:
+    from monai.bundle import ConfigWorkflow
 
 
 def run_inference(
@@ -119,11 +70,11 @@ def finetune(
 
     Args:
         bundle: To start from; it is left as it is.
-        data: Folder with dataset.json (Decathlon form), or with images/ and labels/ of equal names.
+        data: Folder of images and labels, see `listing.dataset_json`.
         out: Folder of the new bundle.
         overrides: Settings of train.json to change; ids that it does not have are refused.
         device: Where to compute.
-        val_fraction: Part of images/ that is held back to validate.
+        val_fraction: Part that is held back to validate, where the data do not say.
         seed: Of that choice.
         trust: Run whatever the configuration says.
 
@@ -141,21 +92,21 @@ def finetune(
     require_settings(bundle, "train", overrides)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: name a new folder for the fine-tuned bundle.")
-    listing = dataset_json(data, val_fraction, seed)
+    listing = dataset_json(data, val_fraction, seed, Labels.of(bundle))
     part = out.with_name(f".{out.name}.part")  # a run that fails leaves nothing under the name
     shutil.rmtree(part, ignore_errors=True)
     try:
         shutil.copytree(bundle.root, part)
         copy = Bundle(part, part)
         if not (data / "dataset.json").is_file():
-            write_text(part / "dataset.json", json_text(listing))
+            write_text(part / "dataset.json", listing_text(listing))
         given = {"dataset_dir": str(data.resolve()), "output_dir": str((part / "eval").resolve())}
         given |= {**_common(copy, content, device), **overrides}
         if _has(content, "data_list_file_path"):
             path = data if (data / "dataset.json").is_file() else part
             given["data_list_file_path"] = str((path / "dataset.json").resolve())
         before = {p: p.stat().st_mtime_ns for p in (part / "models").glob("*.pt")}
-        run_workflow(copy, [copy.config_file("train")], "train", given, trust=trust)
+        done = run_workflow(copy, [copy.config_file("train")], "train", given, trust=trust)
         made = [p for p in (part / "models").glob("*.pt") if p.stat().st_mtime_ns != before.get(p)]
         if not made:
             raise CrossbandError(
@@ -165,6 +116,8 @@ def finetune(
         best = max(made, key=lambda p: ("best" in p.name, p.stat().st_mtime_ns))
         state = read_pickle(best)
         torch.save(state.get("model", state), part / "models" / "model.pt")
+        (part / "dataset.json").unlink(missing_ok=True)  # its paths are of this machine
+        describe_retrained(copy, done, {name: len(items) for name, items in listing.items()})
         if out.exists():
             out.rmdir()
         part.rename(out)
@@ -185,31 +138,6 @@ def require_settings(bundle: Bundle, kind: str, names: Iterable[str]) -> None:
             raise ConfigError(f"{config.name} has no setting {name!r}: change one that it has.")
 
 
-def dataset_json(data: Path, val_fraction: float, seed: int) -> dict[str, Any]:
-    """Return the list of a data set: its dataset.json, or made from images/ and labels/.
-
-    Raises:
-        DataError: neither is there, or too few pairs.
-    """
-    if (data / "dataset.json").is_file():
-        return read_config(data / "dataset.json")
-    if not (data / "images").is_dir() or not (data / "labels").is_dir():
-        raise DataError(f"{data} holds neither dataset.json nor images/ and labels/.")
-    labels = {path.stem: path for path in find_images([data / "labels"])}
-    pairs = [
-        {"image": str(path.resolve()), "label": str(labels[path.stem].resolve())}
-        for path in find_images([data / "images"])
-        if path.stem in labels
-    ]
-    held = max(1, round(val_fraction * len(pairs)))
-    if len(pairs) <= held:
-        raise DataError(
-            f"{data} holds {len(pairs)} image(s) with a label of the same name: too few."
-        )
-    random.Random(seed).shuffle(pairs)
-    return {"training": pairs[held:], "validation": pairs[:held]}
-
-
 def run_workflow(
     bundle: Bundle,
     configs: Sequence[Path],
@@ -217,8 +145,8 @@ def run_workflow(
     overrides: dict[str, Any],
     *,
     trust: bool = False,
-) -> None:
-    """Run configuration files of a bundle by MONAI's ConfigWorkflow.
+) -> ConfigWorkflow:
+    """Run configuration files of a bundle by MONAI's ConfigWorkflow; return it.
 
     The bundle's logging.conf is not applied: its format can run code.
 
@@ -239,6 +167,7 @@ def run_workflow(
             workflow.initialize()
             workflow.run()
             workflow.finalize()
+            return workflow
         except (KeyboardInterrupt, CrossbandError):
             raise
         except Exception as error:  # a configuration can fail in any way
@@ -261,8 +190,8 @@ def missing_ids(bundle: Bundle, kind: str) -> list[str]:
 def image_key(config: dict[str, Any]) -> str:
     """Return the key under which a workflow reads its image."""
     for node in _nodes(config):
-        target = str(node.get("_target_", ""))
-        if target.rpartition(".")[2] in ("LoadImaged", "LoadImageDict", "LoadImageD"):
+        name = str(node.get("_target_", "")).rpartition(".")[2]
+        if name in ("LoadImaged", "LoadImageDict", "LoadImageD"):
             keys = node.get("keys", "image")
             key = keys if isinstance(keys, str) else keys[0]
             return "image" if key.startswith(("@", "$")) else key
@@ -299,19 +228,6 @@ def cause_of(error: BaseException) -> str:
         error = error.__cause__
     text = " ".join(str(error).split())[:300] or "no message"
     return f"{type(error).__name__}: {text}"
-
-
-@contextmanager
-def quiet_monai() -> Iterator[None]:
-    """Quieten MONAI's log and its warning that configurations run code, which is checked."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 @contextmanager

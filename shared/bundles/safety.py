@@ -45,6 +45,8 @@ _DENIED_CLASSES = {
     *("RandTorchVision", "RandTorchVisiond", "TorchIO", "TorchIOd", "RandTorchIO", "RandTorchIOd"),
     *("CuCIM", "CuCIMd", "RandCuCIM", "RandCuCIMd"),
 }
+# Modules of crossband that are written to be built from, with any arguments, by a stranger's file.
+_OURS = re.compile(r"crossband\.(\w+\.)+bundles\.transforms")
 _FUNCTIONS = {
     "crossband.shared.registry.create_model",
     "monai.data.decathlon_datalist.load_decathlon_datalist",
@@ -175,6 +177,8 @@ def target_problem(target: str) -> str | None:
         return f"_target_ {target[:60]!r} is not known here"
     module = getattr(found, "__module__", None) or ""
     home = f"{module}.{getattr(found, '__qualname__', '')}"
+    if _OURS.fullmatch(module):  # and public, since `_locate` takes no other names
+        return None if found.__qualname__ == found.__name__ else f"_target_ {target!r} is a method"
     if not inspect.isclass(found):
         return None if home in _FUNCTIONS else f"_target_ {target!r} is not on the allow-list"
     if home in _DATA_CLASSES or found.__name__ == "device" and module == "torch":
@@ -182,6 +186,11 @@ def target_problem(target: str) -> str | None:
     if not module.startswith(_CLASS_MODULES) or found.__name__ in _DENIED_CLASSES:
         return f"_target_ {target!r} is not on the allow-list"
     return None
+
+
+def is_ours(target: str) -> bool:
+    """Whether a `_target_` is in a module of ours that is written for bundles."""
+    return bool(_OURS.fullmatch(target.rpartition(".")[0]))
 
 
 def path_problem(text: str) -> str | None:
@@ -251,7 +260,7 @@ class _Scan:
                 yield f"{target} writes to {value!r}"
             elif "filename" in key and str(value).startswith(("$", "@", "%")):
                 yield f"{target} computes the name of a file, {value!r}"
-        if name == "create_model":
+        if name in ("create_model", "create_tuned"):
             model = str(node.get("name", ""))
             prefix = model.partition(":")[0] if ":" in model else ""
             if prefix not in ("", "timm", "monai") or model.startswith(("$", "@", "%")):

@@ -1,35 +1,31 @@
 """The configurations of a bundle, in MONAI's language, from what a checkpoint says of itself.
 
-`facts` holds task, model, classes, multilabel, size, channels, value_range, mean, std.
+`facts` holds task, network, classes, multilabel, size, channels, value_range, mean, std,
+temperature, and how files are read (`reading`, see `crossband.shared.bundles.reading`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from crossband.shared.bundles.reading import Reading
+
 Facts = dict[str, Any]
 _IMPORTS = ["$import glob", "$import os"]
-# Files of one grey, two (grey and alpha), three or four channels, to what the network takes.
-_TO_ONE = "$lambda x: x[:1] if len(x) < 3 else x[:3].mean(0, keepdim=True)"
-_TO_THREE = "$lambda x: x[:3] if len(x) >= 3 else x[:1].repeat(3, 1, 1)"
+_TEMPERED = "$lambda x: x / torch.tensor(@temperature, device=x.device)"
 
 
 def inference_config(facts: Facts) -> dict[str, Any]:
     """Return inference.json: every image of `dataset_dir`, results in `output_dir`."""
+    reading: Reading = facts["reading"]
     segments = facts["task"] == "segmentation"
-    steps: list[dict[str, Any]] = [_activation(facts)]
     handlers = [_loader("@ckpt_path")]
     if segments:
-        steps += [
-            {
-                "_target_": "Invertd",
-                "keys": "pred",
-                "transform": "@preprocessing",
-                "orig_keys": "image",
-                "nearest_interp": False,
-                "to_tensor": True,
-            },
+        steps = [
+            *([] if reading.restores_logits else [_activation(facts)]),
+            *reading.restore,
             {"_target_": "AsDiscreted", "keys": "pred", **_decision(facts)},
+            *reading.before_saving,
             {
                 "_target_": "SaveImaged",
                 "keys": "pred",
@@ -42,29 +38,34 @@ def inference_config(facts: Facts) -> dict[str, Any]:
             },
         ]
     else:
+        tempered = {"_target_": "Lambdad", "keys": "pred", "func": _TEMPERED, "track_meta": True}
+        steps = [tempered, _activation(facts)]
         handlers.append(
             {
                 "_target_": "ClassificationSaver",
-                "output_dir": "@output_dir",
-                "filename": "predictions.csv",
                 "batch_transform": "$lambda x: [item['image'].meta for item in x]",
                 "output_transform": "$monai.handlers.from_engine(['pred'])",
+                "saver": {
+                    "_target_": "crossband.shared.bundles.transforms.PredictionTable",
+                    "classes": facts["classes"],
+                    "output_dir": "@output_dir",
+                },
             }
         )
     config: dict[str, Any] = {
         **_head(facts),
+        **reading.settings,
         "ckpt_path": "$@bundle_root + '/models/model.pt'",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/out'",
-        "datalist": "$list(sorted(glob.glob(@dataset_dir + '/*.*')))",
+        "datalist": reading.listing,
     }
-    if segments:
-        config["output_ext"] = ".png"
+    config |= {"output_ext": ".png"} if segments else {"temperature": facts["temperature"]}
     return config | {
-        "preprocessing": {"_target_": "Compose", "transforms": _reading(facts, ["image"])},
+        "preprocessing": {"_target_": "Compose", "transforms": reading.image},
         "dataset": {
             "_target_": "Dataset",
-            "data": "$[{'image': name} for name in @datalist]",
+            "data": "@datalist",
             "transform": "@preprocessing",
         },
         "dataloader": _dataloader("@dataset", 1, shuffle=False),
@@ -88,11 +89,11 @@ def inference_config(facts: Facts) -> dict[str, Any]:
 def train_config(facts: Facts) -> dict[str, Any]:
     """Return train.json: fine-tunes on `dataset_dir`/dataset.json from `ckpt_path`."""
     segments = facts["task"] == "segmentation"
-    keys = ["image", "label"] if segments else ["image"]
-    flip = {"_target_": "RandFlipd", "keys": keys, "prob": 0.5, "spatial_axis": 1}
-    metric = "val_mean_dice" if segments else "val_auc"
+    reading: Reading = facts["reading"]
+    metric = "val_mean_dice" if segments else "val_auroc"
     return {
         **_head(facts),
+        **reading.settings,
         "ckpt_path": "$@bundle_root + '/models/model.pt'",
         "ckpt_dir": "$@bundle_root + '/models'",
         "dataset_dir": "$@bundle_root + '/data'",
@@ -111,7 +112,7 @@ def train_config(facts: Facts) -> dict[str, Any]:
         "train": {
             "preprocessing": {
                 "_target_": "Compose",
-                "transforms": [*_reading(facts, keys), flip, *_label(facts)],
+                "transforms": [*reading.training, *_label(facts)],
             },
             "dataset": _listed("training", "@train::preprocessing", segments),
             "dataloader": _dataloader("@train::dataset", "@batch_size", shuffle=True),
@@ -147,7 +148,7 @@ def train_config(facts: Facts) -> dict[str, Any]:
         "validate": {
             "preprocessing": {
                 "_target_": "Compose",
-                "transforms": [*_reading(facts, keys), *_label(facts)],
+                "transforms": [*reading.validation, *_label(facts)],
             },
             "dataset": _listed("validation", "@validate::preprocessing", segments),
             "dataloader": _dataloader("@validate::dataset", 1, shuffle=False),
@@ -207,47 +208,14 @@ def _head(facts: Facts) -> dict[str, Any]:
         "imports": _IMPORTS,
         "bundle_root": ".",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "network_def": {"_target_": "crossband.shared.create_model", **facts["model"]},
+        "network_def": facts["network"],
         "network": "$@network_def.to(@device)",
     }
 
 
-def _reading(facts: Facts, keys: list[str]) -> list[dict[str, Any]]:
-    low, high = facts["value_range"]
-    steps = [
-        {"_target_": "LoadImaged", "keys": keys, "ensure_channel_first": True},
-        # MONAI reads images as (C, W, H).
-        {"_target_": "Transposed", "keys": keys, "indices": [0, 2, 1]},
-    ]
-    if facts["channels"] in (1, 3):
-        to = _TO_ONE if facts["channels"] == 1 else _TO_THREE
-        steps.append({"_target_": "Lambdad", "keys": "image", "func": to, "track_meta": True})
-    modes = [{"image": "bilinear", "label": "nearest"}[key] for key in keys]
-    return [
-        *steps,
-        {"_target_": "Resized", "keys": keys, "spatial_size": facts["size"], "mode": modes},
-        {
-            "_target_": "ScaleIntensityRanged",
-            "keys": "image",
-            "a_min": low,
-            "a_max": high,
-            "b_min": 0.0,
-            "b_max": 1.0,
-        },
-        {
-            "_target_": "NormalizeIntensityd",
-            "keys": "image",
-            "subtrahend": facts["mean"],
-            "divisor": facts["std"],
-            "channel_wise": True,
-        },
-    ]
-
-
 def _label(facts: Facts) -> list[dict[str, Any]]:
     if facts["task"] == "segmentation":
-        first = "$lambda x: x[:1]"
-        return [{"_target_": "Lambdad", "keys": "label", "func": first, "track_meta": True}]
+        return []
     kind = "$torch.float32" if facts["multilabel"] else "$torch.int64"
     return [{"_target_": "ToTensord", "keys": "label", "dtype": kind, "track_meta": False}]
 
@@ -256,8 +224,7 @@ def _scored(facts: Facts) -> list[dict[str, Any]]:
     """Bring predictions and labels to what the metric compares."""
     classes = len(facts["classes"])
     if facts["task"] == "classification":
-        one_hot = {"_target_": "AsDiscreted", "keys": "label", "to_onehot": classes}
-        return [_activation(facts), *([] if facts["multilabel"] else [one_hot])]
+        return [_activation(facts)]
     return [
         {
             "_target_": "AsDiscreted",
@@ -276,7 +243,7 @@ def _metric(facts: Facts) -> dict[str, Any]:
             "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
         }
     return {
-        "_target_": "ROCAUC",
+        "_target_": "crossband.shared.bundles.transforms.MeanAUROC",
         "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
     }
 
@@ -284,11 +251,9 @@ def _metric(facts: Facts) -> dict[str, Any]:
 def _loss(facts: Facts) -> dict[str, Any]:
     if facts["task"] == "segmentation":
         return {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True}
-    return {
-        "_target_": "torch.nn.BCEWithLogitsLoss"
-        if facts["multilabel"]
-        else "torch.nn.CrossEntropyLoss"
-    }
+    if facts["multilabel"]:
+        return {"_target_": "crossband.shared.bundles.transforms.KnownLabelsLoss"}
+    return {"_target_": "torch.nn.CrossEntropyLoss"}
 
 
 def _activation(facts: Facts) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class DropPath(nn.Module):
         if self.rate >= 1.0:
             return x * 0.0
         keep = 1 - self.rate
-        return x * (x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(keep) / keep)
+        return x * (x.new_empty((len(x), *[1] * (x.dim() - 1))).bernoulli_(keep) / keep)
 
     def extra_repr(self) -> str:
         """Return the rate."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,15 +34,20 @@ def sincos_pos_embed(dim: int, grid: tuple[int, int], class_token: bool = True) 
 
 
 def resample_pos_embed(
-    table: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int = 1
+    table: Tensor,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    prefix: int = 1,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> Tensor:
-    """Interpolate a table to another grid, bicubically; rows of class tokens stay as they are.
+    """Interpolate a table to another grid; rows of class tokens stay as they are.
 
     Args:
         table: (1, prefix + old rows old columns, D).
         old: Rows and columns of the table.
         new: Wanted.
         prefix: Rows in front that belong to no patch.
+        mode: Of the interpolation.
 
     Returns:
         (1, prefix + new rows new columns, D).
@@ -49,5 +56,5 @@ def resample_pos_embed(
         return table
     head, places = table[:, :prefix], table[:, prefix:]
     image = places.transpose(1, 2).unflatten(2, old)
-    image = F.interpolate(image.float(), new, mode="bicubic", align_corners=False)
+    image = F.interpolate(image.float(), new, mode=mode, align_corners=False)
     return torch.cat([head, image.to(table.dtype).flatten(2).transpose(1, 2)], dim=1)

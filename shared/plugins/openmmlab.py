@@ -34,7 +34,6 @@ from crossband.shared.plugins import mmcv_ext
 # Before anything imports mmseg.models, which looks for operators once and remembers.
 mmcv_ext.install()
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from mmengine import registry as roots  # noqa: E402
 from mmengine.dist import barrier, get_rank  # noqa: E402
@@ -42,7 +41,12 @@ from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.registry import Registry  # noqa: E402
 from mmengine.runner import checkpoint  # noqa: E402
 
-from crossband.shared.checkpoints import HEADER_KEY, read_pickle, read_state_dict  # noqa: E402
+from crossband.shared.checkpoints import (  # noqa: E402
+    HEADER_KEY,
+    numpy_parts,
+    read_pickle,
+    read_state_dict,
+)
 from crossband.shared.errors import CheckpointError, ConfigError, did_you_mean  # noqa: E402
 
 if TYPE_CHECKING:
@@ -102,25 +106,12 @@ def _statistic(owner: Any, name: str) -> Any:
     raise UnpicklingError(f"{name!r} is no method of a log history")
 
 
-def _numpy_parts() -> list[Any]:
-    core = np._core if hasattr(np, "_core") else np.core
-    parts = [core.multiarray.scalar, core.multiarray._reconstruct]
-    # Files of NumPy 1 and 2 name the same two functions differently.
-    named = [
-        (part, f"numpy.{module}.multiarray.{part.__name__}")
-        for part in parts
-        for module in ("core", "_core")
-    ]
-    types = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"}
-    return [*named, np.ndarray, np.dtype, *types]
-
-
 # By the task in a checkpoint of ours: a domain's function from our keys to those of its models
 # in OpenMMLab.
 TRANSLATORS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {}
 
 # What mmengine's checkpoints hold besides tensors and plain containers.
-ALLOWED: tuple[Any, ...] = (HistoryBuffer, (_statistic, "builtins.getattr"), *_numpy_parts())
+ALLOWED: tuple[Any, ...] = (HistoryBuffer, (_statistic, "builtins.getattr"), *numpy_parts())
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:

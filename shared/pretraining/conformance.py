@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -27,6 +26,7 @@ from crossband.shared.pretraining.masking import dirichlet_masking
 from crossband.shared.pretraining.multimae import NORM, MultiMAE
 from crossband.shared.pretraining.multimae_heads import MultiViT
 from crossband.shared.pretraining.multimae_keys import from_official
+from crossband.shared.training.optimizers import mae_rate
 
 _SOURCE = "the fixture"
 _HEADS = {
@@ -76,7 +76,7 @@ def mae_recipe(
     tables = {f"sincos_d{d}_g{g}": sincos_pos_embed(d, (g, g))[0] for d, g in sizes}
     resized = resample_pos_embed(inputs["pos_embed_4x4"], (4, 4), (7, 7))
     epochs, schedule = inputs["epochs"], config["schedule"]
-    rates = [_published_rate(float(epoch), **schedule) for epoch in epochs]
+    rates = [mae_rate(float(epoch), **schedule) for epoch in epochs]
     return {**tables, "pos_embed_7x7": resized, "lr": epochs.new_tensor(rates)}
 
 
@@ -253,20 +253,6 @@ def _encoder(config: dict[str, Any], adapters: dict[str, dict[str, Any]]) -> dic
         "num_global_tokens": config["num_global_tokens"],
         "norm_eps": config["norm_eps"],
     }
-
-
-def _published_rate(
-    epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float
-) -> float:
-    """Return the learning rate of the recipes at a fractional epoch (He et al., appendix A.1).
-
-    Its warm-up starts at zero; that of `training.optimizers.build_schedule` does not: step n of w
-    takes (n + 1) / (w + 1) of the rate, so that the first step is not lost.
-    """
-    if epoch < warmup_epochs:
-        return lr * epoch / warmup_epochs
-    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
-    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ so their whole files load, and `encoder_state` gives what a `ViTClassifier` or `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from crossband.shared.kernels.linear import Linear
 from crossband.shared.layers.pos_embed import resample_pos_embed, sincos_pos_embed
 from crossband.shared.pretraining.masking import Masking, random_masking, visible_count
 from crossband.shared.tasks.base import Task
+
+if TYPE_CHECKING:
+    from crossband.shared.pretraining.cnn_mae import CNNMAE
 
 _PIXEL_EPS = 1e-6
 _VALIDATION_SEED = 20_220_619
@@ -225,7 +228,7 @@ class MAETask(Task):
     so that losses of different epochs can be compared.
     """
 
-    model: MAE
+    model: MAE | CNNMAE
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss of a batch."""

@@ -98,6 +98,9 @@ class ResumableCheckpoint(Callback):
     def save(self, trainer: Trainer) -> None:
         """Write the state; stop if a signal asked for it."""
         self.folder.save_state(trainer)
+        for book in trainer.callbacks:
+            if isinstance(book, RunBook):
+                book.start_waiting()  # writing the state is not the loader's fault
         if self._signal is not None:
             raise TrainingInterrupted(
                 f"Stopped at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
@@ -117,6 +120,9 @@ class RunBook(Callback):
         patience: Epochs without improvement before stopping; 0 never stops.
         max_minutes: Limit of the time spent in training, resumed parts included; 0 for none.
         progress: Prints one line; called once per epoch.
+
+    Rows of the history hold `waiting`, the part of the training time (0 to 1) between the end of a
+    step and the start of the next within an epoch: the loader's, but for writing the state.
     """
 
     def __init__(
@@ -145,6 +151,10 @@ class RunBook(Callback):
         self.best: dict[str, float] = {"epoch": -1}
         self.seconds = 0.0
         self._tick = 0.0
+        # Since the last row: seconds of training, and those of them spent waiting for the loader
+        # between two steps of an epoch.
+        self._spent = self._waited = 0.0
+        self._waiting_since = math.nan  # no step has ended yet
         self._losses: list[torch.Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,6 +165,7 @@ class RunBook(Callback):
             "seconds": self.seconds,
             "average": self.average.state_dict() if self.average else None,
             "losses": [float(loss) for loss in self._losses],
+            "clock": [self._spent, self._waited],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -164,6 +175,7 @@ class RunBook(Callback):
         self.seconds = state_dict["seconds"]
         self._restored_average = state_dict["average"]
         self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
+        self._spent, self._waited = state_dict["clock"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the weight average."""
@@ -175,6 +187,7 @@ class RunBook(Callback):
         if self.average and self._restored_average:
             self.average.load_state_dict(self._restored_average)
         self._validate_the_end(trainer)  # an epoch that is gone on with does not start
+        self._waiting_since = math.nan
         self._tick = time.monotonic()
 
     def on_train_batch_end(
@@ -185,13 +198,27 @@ class RunBook(Callback):
         if self.average and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self.average.update(pl_module.model)
         now = time.monotonic()
-        self.seconds, self._tick = self.seconds + now - self._tick, now
+        elapsed, self._tick = now - self._tick, now
+        self.seconds, self._spent = self.seconds + elapsed, self._spent + elapsed
+        self.start_waiting()
         if self.max_seconds and self.seconds >= self.max_seconds:
             trainer.should_stop = True
             trainer.check_val_every_n_epoch = 1  # the end is always validated
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the time since the last step of the epoch ended."""
+        if not math.isnan(self._waiting_since):
+            self._waited += time.monotonic() - self._waiting_since
+
+    def start_waiting(self) -> None:
+        """Count from now until the next step begins."""
+        self._waiting_since = time.monotonic()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the last epoch validated, whatever the interval."""
+        self._waiting_since = math.nan
         self._validate_the_end(trainer)
 
     def _validate_the_end(self, trainer: Trainer) -> None:
@@ -212,6 +239,7 @@ class RunBook(Callback):
             "step": trainer.global_step,
             "minutes": round(self.seconds / 60, 3),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "waiting": round(self._waited / self._spent, 4) if self._spent else math.nan,
             "train_loss": float(torch.stack(self._losses).mean()) if self._losses else math.nan,
             **metrics,
         }
@@ -230,7 +258,7 @@ class RunBook(Callback):
             self._applied = None
         if trainer.is_global_zero:
             self._report(trainer, row, name, improved)
-        self._losses = []
+        self._losses, self._spent, self._waited = [], 0.0, 0.0
         stale = row["epoch"] - self.best["epoch"]
         if self.patience and stale >= self.patience:
             trainer.should_stop = True

@@ -76,8 +76,17 @@ def build_schedule(
     `onecycle` is PyTorch's with `final_div_factor=1e4` as OpenSTL runs it. `cosine` falls from
     `lr` to `min_lr` after a linear warm-up; with `interval="epoch"` it moves once per epoch, as
     timm's CosineLRScheduler does for OpenSTL (SPEC of PredFormer, section 5). `poly` is mmseg's
-    of power 1: `1 - t / T`, times a linear warm-up from 1e-6.
+    of power 1: `1 - t / T`, times a linear warm-up from 1e-6. With `warmup_from_zero` the cosine
+    is MAE's (`mae_rate`). Groups keep their share of the rate, `min_lr` included.
+
+    Raises:
+        ConfigError: `warmup_from_zero` with anything but a cosine that moves at each step.
     """
+    if config.warmup_from_zero and (config.name, config.interval) != ("cosine", "step"):
+        raise ConfigError(
+            f"--schedule.warmup_from_zero goes with a cosine per step, not with {config.name} per "
+            f"{config.interval}: leave it out."
+        )
     total = max(1, epochs * steps_per_epoch)
     if config.name == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -88,6 +97,9 @@ def build_schedule(
     floor = config.min_lr / lr if config.name == "cosine" else 1.0
 
     def factor(step: int) -> float:
+        if config.warmup_from_zero:
+            epoch, warmup_epochs = step / steps_per_epoch, config.warmup_fraction * epochs
+            return mae_rate(epoch, lr=1, min_lr=floor, warmup_epochs=warmup_epochs, epochs=epochs)
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if config.interval == "epoch":
@@ -97,6 +109,27 @@ def build_schedule(
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, factor)
+
+
+def mae_rate(
+    epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float
+) -> float:
+    """Return MAE's learning rate at a fractional epoch (He et al. 2022, appendix A.1).
+
+    Its warm-up starts at zero; that of `build_schedule` otherwise does not: step n of w takes
+    (n + 1) / (w + 1) of the rate, so that the first step is not lost.
+
+    Args:
+        epoch: From 0.
+        lr: The peak.
+        min_lr: At the end.
+        warmup_epochs: Of the linear rise.
+        epochs: Of the run.
+    """
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    progress = min(1.0, (epoch - warmup_epochs) / (epochs - warmup_epochs))
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def poly_factor(step: int, total: int, warmup: int) -> float:

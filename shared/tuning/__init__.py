@@ -1,1 +1,1 @@
-"""Tuning a pre-trained network with few parameters: linear probing, LoRA, low rank (PELA)."""
+"""Tuning a pre-trained network with few parameters: linear probing, LoRA, PELA, DVPT."""

@@ -154,9 +154,14 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 
 def tuned_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what was trained, a small part of the state dict: additions, heads, and buffers."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {key: value for key, value in model.state_dict().items() if key not in frozen}
+    """Return what was trained, a small part of the state dict: additions, heads, and buffers.
+
+    A parameter that several modules share is kept once, under its first name.
+    """
+    every = dict(model.named_parameters(remove_duplicate=False))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    state = model.state_dict()
+    return {key: value for key, value in state.items() if key in trained or key not in every}
 
 
 def load_tuned(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -23,7 +23,7 @@ from mmseg.registry import MODELS  # noqa: E402
 from crossband.infrared.data.classes import palette  # noqa: E402
 from crossband.infrared.data.synthetic import STREET, make_synthetic  # noqa: E402
 from crossband.infrared.training import data_sets, gather  # noqa: E402
-from crossband.infrared.unip.model import UNIPBackbone  # noqa: E402
+from crossband.shared.heads.vit_segmentor import SegmentationViT  # noqa: E402
 from crossband.shared.backbones.vit import ViT  # noqa: E402
 from crossband.shared.backbones.vit_keys import load_vit, to_layout  # noqa: E402
 from crossband.shared.errors import CheckpointError, ConfigError, DataError  # noqa: E402
@@ -151,7 +151,7 @@ class TestBackbone:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is left out
             theirs = self.load(path)
-        ours = UNIPBackbone(**self.SMALL, img_size=96)
+        ours = SegmentationViT(**self.SMALL, img_size=96)
         load_vit(ours, path)
         assert ours.pos_embed.shape[1] == 37
         for key, value in ours.state_dict().items():

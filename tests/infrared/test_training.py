@@ -14,9 +14,10 @@ from crossband.apps.main import main
 from crossband.infrared.config import DataConfig, LossConfig
 from crossband.infrared.data.synthetic import make_synthetic
 from crossband.infrared.training import class_weights, gather
-from crossband.infrared.unip.model import UNIPBackbone, UNIPViT
+from crossband.infrared.unip.model import UNIPViT
 from crossband.shared.backbones.vit_keys import load_vit
 from crossband.shared.checkpoints import read_config
+from crossband.shared.heads.vit_segmentor import SegmentationViT
 
 from .conftest import SMALL
 
@@ -106,7 +107,7 @@ def test_pretrained_weights_are_loaded_and_reported(
 
 def test_a_vit_of_one_channel_sees_equal_channels(tmp_path: Path) -> None:
     sizes = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 3}
-    one, three = UNIPViT(in_chans=1, **sizes).eval(), UNIPBackbone(**sizes).eval()
+    one, three = UNIPViT(in_chans=1, **sizes).eval(), SegmentationViT(**sizes).eval()
     save_file(one.state_dict(), tmp_path / "one.safetensors")
     load_vit(three, tmp_path / "one.safetensors")
     image = torch.randn(2, 1, 32, 32)

@@ -199,11 +199,11 @@ def test_no_threshold_without_targets() -> None:
 
 
 def test_images_of_any_size_go_through_whole(scenes: Path) -> None:
-    from crossband.infrared.unip.model import UNIPSegmentor
+    from crossband.shared.heads.vit_segmentor import ViTSegmentor
 
     torch.manual_seed(0)
     size = {"embed_dim": 24, "depth": 1, "num_heads": 2, "img_size": 32}
-    model = UNIPSegmentor(num_classes=3, detail=4, **size).eval()
+    model = ViTSegmentor(num_classes=3, detail=4, **size).eval()
     with torch.no_grad():
         for height, width in ((33, 47), (16, 16), (5, 5), (15, 200)):
             assert model(torch.randn(1, 3, height, width)).shape == (1, 3, height, width)

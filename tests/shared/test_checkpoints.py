@@ -2,6 +2,7 @@ import json
 import os
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -56,6 +57,29 @@ def test_arguments_of_a_training_script_are_read_and_inert(tmp_path):
     torch.save({"model": {"w": torch.ones(2)}, "args": Namespace(x=Runs())}, path)
     with pytest.raises(CheckpointError, match="would run code"):
         read_state_dict(path)
+
+
+def test_logs_of_mmengine_are_read_and_inert(tmp_path):
+    logging = pytest.importorskip("mmengine.logging", reason="extra openmmlab")
+    history, path = logging.HistoryBuffer(), tmp_path / "iter_3.pth"
+    history.update(1.5)
+    hub = {"log_scalars": {"train/loss": history}, "runtime_info": {"iou": np.float64(0.5)}}
+    torch.save({"meta": {}, "state_dict": {"w": torch.ones(2)}, "message_hub": hub}, path)
+    weights, _ = read_state_dict(path)
+    assert torch.equal(weights["w"], torch.ones(2))
+
+
+class Looks:
+    """Pickles as a look-up by getattr, which a log history uses for its own methods only."""
+
+    def __reduce__(self):
+        return getattr, (Namespace, "__init__")
+
+
+def test_no_name_is_looked_up_but_that_of_a_log(tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(2)}, "x": Looks()}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="would run code"):
+        read_state_dict(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

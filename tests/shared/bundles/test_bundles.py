@@ -17,7 +17,8 @@ from PIL import Image
 from crossband.apps.main import main
 from crossband.shared import create_model
 from crossband.shared.bundles.folder import SCHEMA, Bundle, UnsafeBundleError
-from crossband.shared.bundles.running import find_images, finetune, missing_ids, run_inference
+from crossband.shared.bundles.images import find_images
+from crossband.shared.bundles.running import finetune, missing_ids, run_inference
 from crossband.shared.bundles.writing import write_bundle
 from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
 from crossband.shared.errors import CheckpointError, ConfigError, DataError
@@ -111,7 +112,9 @@ def test_a_folder_goes_on_past_broken_files(
 def test_classification_writes_a_table(classification_bundle, discs, tmp_path: Path) -> None:
     words = [classification_bundle, discs / "images/0.png", "--out", tmp_path / "out"]
     assert bundle("run", *words) == 0
-    name, *values = (tmp_path / "out/predictions.csv").read_text().strip().split(",")
+    header, row = (tmp_path / "out/predictions.csv").read_text().splitlines()
+    assert header == "image,a,b,c"
+    name, *values = row.split(",")
     assert name.endswith("0.png") and sum(map(float, values)) == pytest.approx(1, abs=1e-5)
 
 

@@ -1,11 +1,14 @@
+import json
 import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from crossband.shared.config import OptimizerConfig, ScheduleConfig
 from crossband.shared.errors import ConfigError
+from crossband.shared.registry import create_model
 from crossband.shared.training.optimizers import build_optimizer, build_schedule, parameter_groups
 
 
@@ -141,3 +144,69 @@ def test_betas_reach_adam_and_are_two():
     assert made.param_groups[0]["betas"] == (0.8, 0.95)
     with pytest.raises(ConfigError, match="give two numbers"):
         build_optimizer(nn.Linear(2, 2), OptimizerConfig(betas=[0.8]))
+
+
+def recipe(shared_dir):
+    """Return the published fine-tuning recipe: its settings, the epochs and the rates of them."""
+    path = shared_dir / "fixtures/medical/mae_recipe.safetensors"
+    if not path.is_file():
+        pytest.skip("no fixture of the recipe")
+    with safe_open(path, "pt") as file:
+        settings = json.loads(file.metadata()["config"])
+        return settings, file.get_tensor("input.epochs"), file.get_tensor("output.lr")
+
+
+def test_the_trainer_follows_maes_published_curve(shared_dir):
+    settings, epochs, wanted = recipe(shared_dir)
+    lr, length = settings["schedule"]["lr"], settings["schedule"]["epochs"]
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": p, "lr": lr * s} for p, s in zip(parameters, (1.0, 0.55), strict=True)]
+    optimizer = torch.optim.SGD(groups, lr=lr)
+    config = ScheduleConfig(
+        warmup_fraction=settings["schedule"]["warmup_epochs"] / length,
+        warmup_from_zero=True,
+        min_lr=settings["schedule"]["min_lr"],
+    )
+    steps = 10  # per epoch; the fixture has every half of an epoch
+    schedule = build_schedule(optimizer, config, lr, length, steps)
+    found = {}
+    for step in range(length * steps + 1):
+        found[step] = [group["lr"] for group in optimizer.param_groups]
+        optimizer.step()
+        schedule.step()
+    for epoch, rate in zip(epochs.tolist(), wanted.tolist(), strict=True):
+        step = round(epoch * steps)
+        assert step == pytest.approx(epoch * steps)
+        assert found[step] == pytest.approx([rate, 0.55 * rate], rel=1e-9, abs=1e-15)
+    assert found[0] == [0.0, 0.0] and found[length * steps][1] == pytest.approx(0.55e-5)
+
+
+@pytest.mark.parametrize("name, interval", [("poly", "step"), ("cosine", "epoch")])
+def test_a_warm_up_from_zero_goes_with_the_cosine_only(name, interval):
+    config = ScheduleConfig(name=name, interval=interval, warmup_from_zero=True)
+    with pytest.raises(ConfigError, match="warmup_from_zero"):
+        rates(config)
+
+
+def test_groups_and_drop_paths_of_vit_small_are_those_of_the_recipe(shared_dir):
+    settings, _, _ = recipe(shared_dir)
+    model = create_model("vit_small_patch16", num_classes=14, global_pool="avg", drop_path_rate=0.2)
+    config = OptimizerConfig(
+        lr=1.0, weight_decay=0.05, decay_norm_and_bias=False, layer_decay=settings["layer_decay"]
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in parameter_groups(model, config)
+        for parameter in group["params"]
+    }
+    wanted = {
+        name: (group["lr_scale"], group["weight_decay"])
+        for group in settings["groups"]
+        for name in group["names"]
+    }
+    assert found.keys() == wanted.keys()
+    for name, (scale, decay) in wanted.items():
+        assert found[name] == (pytest.approx(scale, rel=1e-12), decay), name
+    rates = [block.drop_path.rate for block in model.blocks]
+    assert rates == pytest.approx(settings["drop_path"], abs=1e-7)

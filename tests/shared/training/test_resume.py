@@ -1,5 +1,6 @@
 """A stopped run that is resumed ends with bitwise the weights of an unbroken one."""
 
+import csv
 import os
 import signal
 
@@ -95,6 +96,12 @@ def best(folder):
     return load_checkpoint(folder / "best.safetensors").state_dict
 
 
+def books(folder):
+    """Rows of the history without what a clock says."""
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in ("minutes", "waiting")} for row in rows]
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -120,11 +127,7 @@ def test_resumed_equals_unbroken(tmp_path, monkeypatch, step, how):
         assert "--resume" in str(caught.value)
     run(tmp_path / "parts", monkeypatch, resume=True)
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
-    columns = [
-        [row.split(",")[:2] + row.split(",")[3:] for row in text.splitlines()]
-        for text in ((tmp_path / n / "metrics.csv").read_text() for n in ("whole", "parts"))
-    ]
-    assert columns[0] == columns[1]  # all but the minutes
+    assert books(tmp_path / "whole") == books(tmp_path / "parts")
 
 
 @pytest.mark.parametrize("step", [1, 2, 4])
@@ -235,3 +238,40 @@ def test_errors_of_loader_processes_lose_their_traceback():
     assert str(found) == "a.png: is damaged."
     plain = CrossbandError("as it is")
     assert loop._from_worker(plain) is plain
+
+
+class Clock:
+    """Stands for the module `time`; stands still but for what the test lets take time."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def slow(self, function, seconds):
+        def slowed(*args):
+            self.now += seconds
+            return function(*args)
+
+        return slowed
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_share_of_waiting_is_the_loaders(tmp_path, monkeypatch, stopped):
+    # Five batches of four items and one of two; 0.25 s an item, 1 s a step, 2 s a saved state.
+    clock, settings = Clock(), {"max_epochs": 2, "ema_decay": 0.0, "save_every_n_steps": 4}
+    monkeypatch.setattr("crossband.shared.training.callbacks.time", clock)
+    monkeypatch.setattr(Points, "__getitem__", clock.slow(Points.__getitem__, 0.25))
+    monkeypatch.setattr(Regression, "loss", clock.slow(Regression.loss, 1.0))
+    monkeypatch.setattr(RunFolder, "save_state", clock.slow(RunFolder.save_state, 2.0))
+    if stopped:  # after the fourth step, for an hour
+        with pytest.raises(TrainingInterrupted):
+            run(tmp_path, monkeypatch, stop=StopAt(3, signal.SIGINT), **settings)
+        clock.now += 3600
+    book = run(tmp_path, monkeypatch, resume=stopped, **settings)
+    # The loader is waited for before every step of an epoch but its first, and the run's first.
+    # The state is saved after step 4, and after epoch 1, which is in the time of epoch 2.
+    loading, steps = 22 * 0.25, 6 * 1.0
+    first = (3.5 / (loading + steps)) if stopped else 4.5 / (loading + steps + 2)
+    second = 4.5 / (loading + steps + 4)
+    assert [row["waiting"] for row in book.history] == pytest.approx([first, second], abs=1e-4)

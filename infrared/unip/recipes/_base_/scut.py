@@ -4,7 +4,8 @@ _base_ = "./unip_ll-fpn_upernet.py"
 
 data_root = "{{$CROSSBAND_DATA_ROOT:data/scut}}"
 layout = dict(layout="scut")
-train_dataloader = dict(dataset=layout)
+# 1,345 = 168 x 8 + 1, and batch norms need two.
+train_dataloader = dict(dataset=layout, drop_last=True)
 val_dataloader = dict(dataset=layout)
 test_dataloader = dict(dataset=dict(split="val", **layout))
 model = dict(decode_head=dict(num_classes=10), auxiliary_head=dict(num_classes=10))

@@ -1,0 +1,1 @@
+"""What people should beat: a linear model on simple statistics of an image."""

@@ -1,0 +1,107 @@
+"""Models of the domain by name, and what reads its checkpoints. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crossband.shared.registry import ModelEntry
+
+_HERE = "crossband.medical"
+_PAPER = (
+    "Xiao et al. 2023, Delving into Masked Autoencoders for Multi-Label Thorax Disease "
+    "Classification, WACV 2023"
+)
+_WEIGHTS = "the authors' repository medical_mae, Apache-2.0; see docs/weights.md"
+# Of ChestX-ray14's pixels in 0..1, the same for all three channels.
+MEAN, STD = (0.5056,) * 3, (0.252,) * 3
+NIH = (
+    *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia"),
+    *("Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening"),
+    "Hernia",
+)
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "patch_size": 14},
+}
+# Masked autoencoder of each size, as the paper pairs encoder and decoder.
+AUTOENCODERS = {
+    "tiny": "mae_vit_tiny",
+    "small": "mae_vit_small_dec512d2b",
+    "base": "mae_vit_base_dec512d8b",
+    "large": "mae_vit_large_dec512d8b",
+    "huge": "mae_vit_huge_dec512d8b",
+}
+
+
+def _entry(name: str, summary: str, **details: Any) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        summary=summary,
+        paper=_PAPER,
+        licence="Apache-2.0 (our code)",
+        mean=MEAN,
+        std=STD,
+        input_shape=(3, 224, 224),
+        **details,
+    )
+
+
+def _classifier(size: str) -> ModelEntry:
+    patch = SIZES[size].get("patch_size", 16)
+    return _entry(
+        f"chest_mae_vit_{size}",
+        f"ViT-{size[0].upper()}/{patch}, mean of the patches, 14 findings",
+        target="crossband.shared.backbones.vit:ViTClassifier",
+        task="classification",
+        arguments={**SIZES[size], "global_pool": "avg", "num_classes": len(NIH)},
+        official=f"{_HERE}.chest_mae.official:from_official",
+        weights=_WEIGHTS,
+    )
+
+
+def _segmentor(size: str) -> ModelEntry:
+    return _entry(
+        f"chest_mae_vit_{size}_upernet",
+        f"ViT-{size[0].upper()}/16, LL-FPN and UPerHead, convolutions at full resolution beside it",
+        target="crossband.shared.heads.vit_segmentor:ViTSegmentor",
+        task="segmentation",
+        arguments={
+            **SIZES[size],
+            "img_size": 224,
+            "num_classes": 2,
+            "channels": 64,
+            "detail": 32,
+            "auxiliary": False,
+            "layer_scale_init": None,
+        },
+    )
+
+
+def _cnn(encoder: str) -> ModelEntry:
+    return _entry(
+        f"cnn_mae_{encoder}",
+        f"masked pre-training of {encoder} in a U-Net",
+        target="crossband.shared.pretraining.cnn_mae:CNNMAE",
+        task="pre-training",
+        arguments={"encoder": encoder},
+        weights=_WEIGHTS,
+    )
+
+
+MODELS: tuple[ModelEntry, ...] = (
+    *(_classifier(size) for size in SIZES),
+    *(_segmentor(size) for size in ("tiny", "small", "base", "large")),
+    *(_cnn(encoder) for encoder in ("densenet121", "resnet50")),
+)
+CONFORMANCE: dict[str, str] = {}
+LOADERS = {
+    "medical classification": f"{_HERE}.reader:Reader",
+    "medical segmentation": f"{_HERE}.segmenter:Segmenter",
+}
+BUNDLES = {
+    "medical classification": f"{_HERE}.bundles.writing:write",
+    "medical segmentation": f"{_HERE}.bundles.writing:write",
+}

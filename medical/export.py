@@ -1,0 +1,46 @@
+"""`crossband medical export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from crossband.medical.config import ExportConfig
+from crossband.medical.networks import CLASSIFICATION, SEGMENTATION, load_trained
+from crossband.shared.cli.output import print_json
+from crossband.shared.errors import ConfigError
+from crossband.shared.export import SUFFIXES, export_model
+
+
+def export(config: ExportConfig) -> None:
+    """Write a checkpoint as ONNX or .pt2, checked against PyTorch, or as a MONAI bundle."""
+    if config.format == "monai-bundle":
+        _bundle(config)
+        return
+    model, checkpoint = load_trained(config.weights, CLASSIFICATION, SEGMENTATION)
+    suffix = SUFFIXES[config.format]
+    path = Path(config.out or Path(config.weights).with_suffix(suffix))
+    if path.resolve() == Path(config.weights).resolve() or path.suffix != suffix:
+        raise ConfigError(f"--out {path}: name a file that ends in {suffix}, or leave it out.")
+    size = checkpoint.config["input_size"]
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    difference = export_model(model, {"image": image}, path, checkpoint.config)
+    if config.json:
+        print_json({"path": str(path), "largest_difference": difference, "size": size})
+    else:
+        print(
+            f"{path}: images of {size[0]} x {size[1]}, equal to PyTorch within {difference:.1e}, "
+            "batch size free"
+        )
+
+
+def _bundle(config: ExportConfig) -> None:
+    from crossband.medical.bundles.writing import write
+
+    out = config.out or str(Path(config.weights).parent / "bundle")
+    folder = write(config.weights, out, authors=config.authors, data_licence=config.data_licence)
+    if config.json:
+        print_json({"bundle": str(folder)})
+    else:
+        print(f"{folder}: try `crossband bundle check {folder}`")

@@ -1,0 +1,137 @@
+"""What `train` needs of a task: what to learn from, what to minimise, how to finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from crossband.medical.catalog import MEAN, STD
+from crossband.medical.config import TrainConfig
+from crossband.medical.data.radiographs import RadiographStore
+from crossband.medical.data.records import Record
+from crossband.medical.data.splits import Gathered, gather
+from crossband.medical.data.transforms import Normalisation
+from crossband.medical.privacy import NOT_A_DEVICE, NamedStore, Names
+from crossband.shared.checkpoints import HEADER_KEY, read_config, read_state_dict
+from crossband.shared.environment import machine
+from crossband.shared.errors import ConfigError, DataError
+from crossband.shared.files import list_digest
+from crossband.shared.tasks.base import Task
+from crossband.shared.training.callbacks import RunBook
+from crossband.shared.training.run_folder import RunFolder
+
+
+@dataclass
+class Job:
+    """A task with its data.
+
+    Attributes:
+        classes: Names of the network's outputs.
+        gathered: The data sets.
+        val_records: Images that choose the weights.
+        train: Items to learn from.
+        val: Items to validate on.
+        task: Makes the task of a network.
+        finish: Adds to the best weights what is found on validation images; writes the report.
+        facts: What the checkpoint says of task and reading.
+    """
+
+    classes: tuple[str, ...]
+    gathered: Gathered
+    val_records: list[Record]
+    train: Dataset
+    val: Dataset
+    task: Callable[[nn.Module], Task]
+    finish: Callable[[RunFolder, RunBook], None]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def gather_for(config: TrainConfig) -> tuple[Gathered, list[Record]]:
+    """Return the data and the images that choose the weights.
+
+    Raises:
+        DataError: no image to train or to validate on.
+    """
+    gathered = gather(config.data)
+    chosen = getattr(gathered, config.select_on)
+    for split, records in (("train", gathered.train), (config.select_on, chosen)):
+        if not records:
+            raise DataError(
+                f"There is no image in the split {split!r}: give data that has one, or "
+                "--data.val_fraction above 0."
+            )
+    return gathered, chosen
+
+
+def reading(config: TrainConfig) -> NamedStore:
+    """Return what reads the images."""
+    store = RadiographStore(config.data.cache_gb, config.data.window, config.data.shrink)
+    return NamedStore(store, Names(config.keep_ids))
+
+
+def normalisation(config: TrainConfig) -> Normalisation:
+    """Return mean and deviation: those given, those of the weights, or NIH's.
+
+    Raises:
+        ConfigError: not two numbers, or a deviation of 0.
+    """
+    if config.statistics:
+        return given_statistics(config.statistics)
+    if config.weights and config.weights.endswith(".safetensors"):
+        if HEADER_KEY in read_state_dict(config.weights)[1]:
+            stored = read_config(config.weights).get("normalisation") or {}
+            if len(stored.get("mean", ())) == 3:
+                return Normalisation(tuple(stored["mean"]), tuple(stored["std"]))
+    return Normalisation(MEAN, STD)
+
+
+def given_statistics(values: list[float]) -> Normalisation:
+    """Return the normalisation of a mean and a deviation.
+
+    Raises:
+        ConfigError: not two numbers, or a deviation that is not above 0.
+    """
+    if len(values) != 2 or values[1] <= 0:
+        raise ConfigError(
+            f"--statistics {' '.join(f'{v:g}' for v in values)}: give mean and deviation of pixels "
+            "in 0 to 1, as 0.5056 0.252."
+        )
+    return Normalisation((values[0],) * 3, (values[1],) * 3)
+
+
+def common_facts(
+    config: TrainConfig, gathered: Gathered, chosen: list[Record], normalise: Normalisation
+) -> dict[str, Any]:
+    """Return what every checkpoint of the domain says beside the weights."""
+    names = [record.name for record in (*gathered.train, *chosen)]
+    selection = "validation images"
+    if config.select_on == "test":
+        selection = "TEST images, as the paper does: their scores are too good"
+    return {
+        "input_size": [config.size, config.size],
+        "channels": 3,
+        "value_range": [0, 255],
+        "normalisation": asdict(normalise),
+        "modality": "X-ray",
+        "intended_use": NOT_A_DEVICE,
+        "protocol": {
+            "data_sets": [f"{c.root.name} ({c.layout})" for c in gathered.collections],
+            "images": {"train": len(gathered.train), config.select_on: len(chosen)},
+            "patients": {"train": _patients(gathered.train), config.select_on: _patients(chosen)},
+            "sha256": list_digest(names),
+            "weights_chosen_on": selection,
+            "pretrained": config.weights,
+            "tuning": config.tuning,
+            "seed": config.seed,
+            "machine": machine(),
+        },
+    }
+
+
+def _patients(records: list[Record]) -> int | None:
+    found = {record.patient for record in records}
+    return None if None in found else len(found)

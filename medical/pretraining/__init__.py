@@ -1,0 +1,1 @@
+"""Pre-training without labels: masked autoencoders of ViTs and CNNs."""

@@ -1,0 +1,26 @@
+"""The options of a run that is gone on with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from crossband.shared.cli.domain import Verb
+from crossband.shared.cli.parser import parse
+from crossband.shared.training.run_folder import RunFolder
+
+Options = TypeVar("Options")
+# How to print and where to compute may change; everything else is as the run began.
+_KEPT = ("resume", "device", "quiet", "json", "debug", "dry_run")
+
+
+def stored_options(verb: Verb, folder: RunFolder, given: Options) -> Options:
+    """Return the run's own options, with those of `given` that may change.
+
+    Args:
+        verb: What the run is one of.
+        folder: Its folder, which holds config.yaml.
+        given: Options of the command line.
+    """
+    stored = parse(verb, ["--config", str(folder.config)])
+    return replace(stored, **{name: getattr(given, name) for name in _KEPT})
