@@ -25,9 +25,11 @@ from crossband.shared.cli.parser import dump_config
 from crossband.shared.errors import ConfigError, DataError
 from crossband.shared.metrics.calibration import fit_temperature
 from crossband.shared.metrics.ranking import operating_points
-from crossband.shared.tasks.classification import ClassificationTask
+from crossband.shared.tasks.classification import UNKNOWN, ClassificationTask
 from crossband.shared.training.callbacks import RunBook
 from crossband.shared.training.run_folder import RunFolder
+
+_ENOUGH = 20  # validation images from which a temperature is fitted
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -50,6 +52,7 @@ def prepare(config: TrainConfig) -> Job:
         augment=config.augment,
         normalisation=normalise,
         exclusive=gathered.exclusive,
+        weights=chances(gathered.train) if config.loss.sampling == "balanced" else (),
         seed=config.seed,
     )
     resize = config.augment.resize or config.size * 256 // 224
@@ -126,6 +129,20 @@ def loss_weights(
     return {name: (weights / (share * weights).sum()).tolist()}
 
 
+def chances(records: list[Record]) -> list[float]:
+    """Return how often each image is drawn, as a part of all draws, for a balanced diet.
+
+    An image counts for its rarest finding, 1 over that finding's number of images; images without
+    any finding count together as much as one finding does.
+    """
+    labels = np.nan_to_num(label_matrix(records))
+    counts = labels.sum(0)
+    empty = labels.sum(1) == 0
+    rare = (labels / np.maximum(counts, 1)).max(1, initial=0.0)
+    found = np.where(empty, 1 / max(1, int(empty.sum())), rare)
+    return (found / found.sum()).tolist()
+
+
 def _finish(config: TrainConfig, folder: RunFolder, chosen: list[Record], book: RunBook) -> None:
     reader = Reader.load(folder.best, device=config.device, precision=config.precision)
     readings = read_all(reader, chosen, reading(config), Names(config.keep_ids))
@@ -165,9 +182,14 @@ def headline(scores: dict[str, Any]) -> dict[str, float | None]:
 def calibrated(
     readings: Readings, exclusive: bool, findings: tuple[str, ...], fit: bool
 ) -> dict[str, Any]:
-    """Return temperature and thresholds (Youden's) from validation images."""
+    """Return temperature and thresholds (Youden's) from validation images.
+
+    Of few images a temperature says more of their chance than of the network, and is not fitted.
+    """
     labels = readings.labels
-    temperature = fit_temperature(readings.logits, labels, exclusive) if fit else 1.0
+    enough = fit and len(labels) >= _ENOUGH
+    truth = np.where(np.isnan(labels).any(1), UNKNOWN, labels.argmax(1)) if exclusive else labels
+    temperature = fit_temperature(readings.logits, truth, exclusive) if enough else 1.0
     thresholds = {}
     if not exclusive:
         chance = 1 / (1 + np.exp(-readings.logits.astype(np.float64) / temperature))

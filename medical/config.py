@@ -183,6 +183,11 @@ class LossConfig:
         advanced=True,
     )
     label_smoothing: float = option(0.0, "of the labels", advanced=True)
+    sampling: Literal["images", "balanced"] = option(
+        "images",
+        "classification: each image once per epoch, or drawn so that rare findings come as often",
+        advanced=True,
+    )
 
 
 @dataclass(kw_only=True)
@@ -246,7 +251,7 @@ class TrainConfig(RunOptions):
         advanced=True,
     )
     calibrate: bool = option(
-        True, "fit a temperature on the validation images and store it", advanced=True
+        True, "fit a temperature on the validation images (20 or more) and store it", advanced=True
     )
     keep_ids: bool = option(False, "show file names in messages and the report", advanced=True)
     out: str | None = option(None, "run folder; default runs/<model>-<time>")

@@ -81,10 +81,12 @@ def describe(config: TrainConfig, classes: int) -> dict[str, Any]:
             "global_pool": config.network.pool,
             "drop_path_rate": config.network.drop_path,
         }
+    elif name == "monai:UNet" or name.endswith("_upernet"):
+        raise ConfigError(
+            f"--model {config.model} gives masks: take --task segmentation, or another model."
+        )
     elif name.startswith("monai:"):
         arguments = {"spatial_dims": 2, "in_channels": 3, "out_channels": classes}
-    elif name == "monai:UNet":
-        raise ConfigError("--model unet gives masks: take --task segmentation, or another model.")
     else:
         arguments = {"num_classes": classes}
     if not name.startswith("chest_mae") and config.optimizer.layer_decay != 1:
@@ -164,18 +166,31 @@ def load_trained(path: str | Path, *tasks: str) -> tuple[nn.Module, Checkpoint]:
     require_task(checkpoint.config, path, *tasks)
     model, base = build(checkpoint.config["model"]), checkpoint.config.get("base")
     if base:  # the file holds what was tuned, and nothing else
-        if file_digest(base["path"]) != base["sha256"]:
-            raise CheckpointError(
-                f"{path} was tuned on {base['path']}, which has changed since: bring back the file "
-                "that it was, or take best.safetensors, which holds everything."
-            )
-        load_pretrained(model, base["path"])
+        load_pretrained(model, str(_base_file(path, base)))
     tune(model, checkpoint.config["model"])
     if base:
         load_tuned(model, checkpoint.state_dict, str(path))
     else:
         load_state(model, checkpoint.state_dict, path)
     return model.eval().requires_grad_(False), checkpoint
+
+
+def _base_file(path: str | Path, base: Mapping[str, str]) -> Path:
+    """Return the file that a tuned part was trained on: where it lay, or beside the part.
+
+    Raises:
+        CheckpointError: it is not there, or it has changed.
+    """
+    places = (Path(base["path"]), Path(path).parent / Path(base["path"]).name)
+    there = [place for place in places if place.is_file()]
+    for place in there:
+        if file_digest(place) == base["sha256"]:
+            return place
+    what = "has changed since" if there else "is not there"
+    raise CheckpointError(
+        f"{path} was tuned on {base['path']}, which {what}: bring the file back, put it beside the "
+        "tuned part, or take best.safetensors, which holds everything."
+    )
 
 
 def require_task(config: Mapping[str, Any], path: str | Path, *tasks: str) -> str:

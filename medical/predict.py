@@ -29,6 +29,7 @@ from crossband.shared.prediction import predict_each
 from crossband.shared.reports.figures import overlay
 
 _LATERAL = ("LATERAL", "LL", "RL")
+_LONGEST = 160  # characters of a file's stem
 
 
 def predict(config: PredictConfig) -> int | None:
@@ -90,6 +91,7 @@ def _findings(config: PredictConfig, paths: list[Path], names: Names) -> int | N
         _ = reader.module  # an export has none, which is better known now
     window = config.window or reader.config["reading"]["window"]
     rows: list[dict[str, Any]] = []
+    taken: dict[str, str] = {}
 
     def run(path: Path) -> dict[str, Any]:
         image, shown = _read(path, window, names)
@@ -105,7 +107,8 @@ def _findings(config: PredictConfig, paths: list[Path], names: Names) -> int | N
             "notes": _notes(image),
         }
         if config.heatmaps:
-            entry["heatmaps"] = _heatmaps(config, reader, image, chance, present, pictures, shown)
+            stem = pictures / _stem(shown, taken)
+            entry["heatmaps"] = _heatmaps(config, reader, image, chance, present, stem)
         rows.append(entry)
         return entry
 
@@ -139,8 +142,7 @@ def _heatmaps(
     image: Radiograph,
     chance: np.ndarray,
     present: list[bool],
-    folder: Path,
-    shown: str,
+    stem: Path,
 ) -> dict[str, str]:
     """Write an overlay for each finding that counts as present, or for the likeliest."""
     numbers = [k for k, one in enumerate(present) if one] or [int(np.argmax(chance))]
@@ -150,7 +152,7 @@ def _heatmaps(
     for k in numbers:
         heat = heatmap(reader, image.pixels, k, config.heatmap_method)
         word = "attention" if config.heatmap_method == "rollout" else reader.findings[k]
-        path = folder / f"{_safe(shown)}_{_safe(word)}.jpg"
+        path = stem.with_name(f"{stem.name}_{_safe(word)}.jpg")
         _save(heat_overlay(image.pixels, heat), path)
         written[word] = str(path)
     return written
@@ -164,12 +166,13 @@ def _masks(config: PredictConfig, paths: list[Path], names: Names) -> int | None
         raise ConfigError("--heatmaps are of findings: these weights give masks.")
     segmenter = Segmenter.load(config.weights, device=config.device, precision=config.precision)
     window = config.window or segmenter.config["reading"]["window"]
+    taken: dict[str, str] = {}
 
     def run(path: Path) -> dict[str, Any]:
         image, shown = _read(path, window, names)
         ids = segmenter.predict(image.pixels)
-        target = out / f"{_safe(shown)}.png"
-        covered = target.with_name(f"{target.stem}_overlay.jpg")
+        stem = _stem(shown, taken)
+        target, covered = out / f"{stem}.png", out / f"{stem}_overlay.jpg"
         _save(ids, target)
         _save(overlay(image.pixels, ids, segmenter.palette), covered)
         counts = np.bincount(ids.ravel(), minlength=len(segmenter.classes))
@@ -204,11 +207,19 @@ def _notes(image: Radiograph) -> list[str]:
     return notes
 
 
+def _stem(shown: str, taken: dict[str, str]) -> str:
+    """Return the stem of an image's results; another image (1.png, 1.dcm) gets another one."""
+    first = _safe(re.sub(r"\.(png|jpe?g|dcm|tiff?|bmp|webp)$", "", shown, flags=re.I))
+    stem, number = first[-_LONGEST:], 1
+    while taken.setdefault(stem, shown) != shown:
+        number += 1
+        stem = f"{first[-_LONGEST:]}-{number}"
+    return stem
+
+
 def _safe(name: str) -> str:
     """Return a name that is one file's: what stood in folders keeps their names."""
-    return re.sub(
-        r"[^\w.+-]+", "_", re.sub(r"\.(png|jpe?g|dcm|tiff?|bmp|webp)$", "", name, flags=re.I)
-    )
+    return re.sub(r"[^\w.+-]+", "_", name)
 
 
 def _sentence(entry: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """What images and patients are called in logs, reports and predictions.
 
 Names of files and numbers of patients often tell who somebody is. Without `--keep-ids` an image is
-called by the digest of its bytes, which whoever holds the file can compute and nobody else, and a
-patient by a digest of the identifier.
+called by the digest of its bytes, which whoever holds the file can compute and nobody else.
+Patients and missing files are numbered as they come: a digest of a short identifier is soon found
+by trying all of them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Names:
     def __init__(self, keep: bool) -> None:
         """Keep the choice."""
         self.keep = keep
+        self._numbers: dict[str, dict[str, int]] = {}
 
     def image(self, path: str | Path, name: str | None = None) -> str:
         """Return what an image is called: its name, or `image-<12 digits of the sha256>`."""
@@ -36,20 +38,26 @@ class Names:
         try:
             return f"image-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
         except OSError:
-            return f"image-missing-{_digest(str(name or path))}"
+            return self._numbered("image-missing", str(name or path))
 
     def patient(self, identifier: str) -> str:
-        """Return what a patient is called."""
-        return identifier if self.keep else f"patient-{_digest(identifier)}"
+        """Return what a patient is called: the identifier, or `patient-<number>`."""
+        return identifier if self.keep else self._numbered("patient", identifier)
 
-    def error(self, error: Exception, path: str | Path) -> str:
-        """Return an error's sentence with what the image is called in place of its path."""
+    def _numbered(self, kind: str, name: str) -> str:
+        numbers = self._numbers.setdefault(kind, {})
+        return f"{kind}-{numbers.setdefault(name, len(numbers) + 1)}"
+
+    def error(self, error: Exception, *paths: str | Path | None) -> str:
+        """Return an error's sentence with what files are called in place of their paths."""
         text = str(error)
         if self.keep:
             return text
-        shown = self.image(path)
-        for word in (str(path), Path(path).name):
-            text = text.replace(word, shown)
+        for path in paths:
+            if path is not None:
+                shown = self.image(path)
+                for word in (str(path), Path(path).name):
+                    text = text.replace(word, shown)
         return text
 
 
@@ -82,7 +90,3 @@ class NamedStore:
             return self.store.read(path)
         except DataError as error:
             raise DataError(self.names.error(error, path)) from None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

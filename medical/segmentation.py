@@ -17,6 +17,7 @@ from crossband.medical.data.views import MaskedViews, read_mask
 from crossband.medical.jobs import (
     NOT_A_DEVICE,
     Job,
+    NamedItems,
     common_facts,
     gather_for,
     normalisation,
@@ -57,16 +58,17 @@ def prepare(config: TrainConfig) -> Job:
     gathered.train = with_masks(gathered.train, "train")
     chosen = with_masks(chosen, config.select_on)
     store, normalise = reading(config), normalisation(config)
+    names, count = Names(config.keep_ids), len(CLASSES)
     train = MaskedViews(
         gathered.train,
         store,
         config.size,
-        classes=len(CLASSES),
+        classes=count,
         augment=config.augment,
         normalisation=normalise,
         seed=config.seed,
     )
-    val = MaskedViews(chosen, store, config.size, classes=len(CLASSES), normalisation=normalise)
+    val = MaskedViews(chosen, store, config.size, classes=count, normalisation=normalise)
     if config.loss.name not in ("auto", "ce", "ce_dice") or config.loss.pos_weight:
         raise ConfigError("--task segmentation takes --loss.name ce or ce_dice, and class_weights.")
     if config.monitor in ("auroc", "accuracy"):
@@ -95,7 +97,8 @@ def prepare(config: TrainConfig) -> Job:
     def finish(folder: RunFolder, book: RunBook) -> None:
         _finish(config, folder, chosen, book)
 
-    return Job(CLASSES, gathered, chosen, train, val, task, finish, facts)
+    views = (NamedItems(items, names) for items in (train, val))
+    return Job(CLASSES, gathered, chosen, *views, task, finish, facts)
 
 
 def with_masks(records: Sequence[Record], split: str) -> list[Record]:
@@ -136,7 +139,7 @@ def score_masks(
             pixels = store.read(record.path)
             truth = read_mask(record, len(classes))
         except DataError as error:
-            problems.append(names.error(error, record.path))
+            problems.append(names.error(error, record.path, record.mask))
             continue
         ids = segmenter.predict(pixels)
         if ids.shape != truth.shape:
@@ -195,6 +198,8 @@ def evaluate(
         for problem in scores["left_out"]:
             print(f"left out: {problem}")
         print(scores_text(scores))
+        if not config.quiet:
+            print(NOT_A_DEVICE)
         print(f"report: {out / 'report.html'}")
     return EXIT_PARTIAL if scores["left_out"] else None
 

@@ -13,11 +13,11 @@ from torch.utils.data import default_collate
 from crossband.medical import classification, networks, segmentation
 from crossband.medical.config import TrainConfig
 from crossband.medical.jobs import NOT_A_DEVICE, Job
-from crossband.shared.checkpoints import save_checkpoint
+from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
 from crossband.shared.cli.output import format_table
 from crossband.shared.cli.parser import dump_config
 from crossband.shared.errors import ConfigError
-from crossband.shared.files import json_text, write_text
+from crossband.shared.files import file_digest, json_text, write_text
 from crossband.shared.training.loop import Data, fit, is_main_process
 from crossband.shared.training.resume import stored_options
 from crossband.shared.training.run_folder import RunFolder
@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> None:
         )
     networks.tune(model, description)
     task = job.task(model)
-    if not config.quiet:
+    if not config.quiet and not config.json:
         print(_summary(config, folder, job, model, loaded), flush=True)
     batch = default_collate([job.train[i] for i in range(min(2, len(job.train)))])  # type: ignore
     with torch.no_grad():
@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> None:
         data,
         folder,
         config.trainer,
-        config,
+        replace(config, quiet=config.quiet or config.json),
         describe=lambda: facts,
         resume=bool(config.resume),
     )
@@ -90,18 +90,20 @@ def train(config: TrainConfig) -> None:
         return
     job.finish(folder, book)
     if config.tuning != "full":
-        _save_tuned(config, folder, model, facts)
+        _save_tuned(config, folder)
     if not config.quiet and not config.json:
         print(NOT_A_DEVICE)
 
 
-def _save_tuned(config: TrainConfig, folder: RunFolder, model: nn.Module, facts: dict) -> None:
+def _save_tuned(config: TrainConfig, folder: RunFolder) -> None:
     """Write beside the whole weights the few that were trained; they need the base file again."""
-    model.load_state_dict(networks.load_trained(folder.best, facts["task"])[0].state_dict())
+    checkpoint = load_checkpoint(folder.best)
+    model = networks.build(checkpoint.config["model"])
+    networks.tune(model, checkpoint.config["model"])
+    model.load_state_dict(checkpoint.state_dict)
     path = folder.path / TUNED
-    save_checkpoint(
-        path, tuned_state(model), facts | {"task": "tuned part", "base": config.weights}
-    )
+    base = {"path": config.weights, "sha256": file_digest(str(config.weights))}
+    save_checkpoint(path, tuned_state(model), checkpoint.config | {"base": base})
     if not config.quiet and not config.json:
         small, whole = (p.stat().st_size / 2**20 for p in (path, folder.best))
         print(f"trained part alone: {path} ({small:.2f} MB of {whole:.1f} MB)")

@@ -105,7 +105,7 @@ class LoadRadiographd(MapTransform):
         return centre_view(pixels, self.size, self.resize)
 
     def _load(self, path: Path) -> MetaTensor:
-        found = _read(path, self.window, self.name(path))
+        found = _read(path, self.window, self.names)
         meta = {
             "filename_or_obj": self.name(path),
             "spatial_shape": list(found.pixels.shape),
@@ -242,15 +242,14 @@ def list_radiographs(
     root = Path(folder)
     paths = (p for p in root.rglob("*") if not _hidden(p.relative_to(root)) and p.is_file())
     for path in sorted(path for path in paths if is_radiograph_file(path)):
-        name = names.image(path)
         try:
-            notes = _read(path, window, name).notes
+            notes = _read(path, window, names).notes
         except DataError as error:
             _LOG.warning("left out: %s", error)
             continue
         found.append({"image": str(path)})
         for note in notes:
-            _LOG.warning("%s: %s", name, note)
+            _LOG.warning("%s: %s", names.image(path), note)
     if not found:
         raise DataError(f"There is no radiograph in {folder} that can be read: give another one.")
     return found
@@ -271,13 +270,13 @@ def create_tuned(name: str, tuning: Mapping[str, Any], **arguments: Any) -> nn.M
     return model
 
 
-def _read(path: Path, window: Sequence[float], name: str) -> Radiograph:
+def _read(path: Path, window: Sequence[float], names: Names) -> Radiograph:
     """Read a radiograph; errors call it by the name that may be shown."""
     try:
         return read_radiograph(path, tuple(window or ()))
     except DataError as error:
         # Without the cause, whose traceback would show the path.
-        raise DataError(str(error).replace(str(path), name)) from None
+        raise DataError(names.error(error, path)) from None
 
 
 def _generator(state: np.random.RandomState) -> np.random.Generator:

@@ -10,6 +10,7 @@ from crossband.medical.networks import CLASSIFICATION, SEGMENTATION, require_tas
 from crossband.shared.bundles.reading import Node, Reading
 from crossband.shared.bundles.writing import bundle_files, write_bundle
 from crossband.shared.checkpoints import read_config
+from crossband.shared.errors import CheckpointError
 
 _HERE = "crossband.medical.bundles.transforms"
 
@@ -40,6 +41,10 @@ def write(
     """
     config = read_config(checkpoint)
     require_task(config, checkpoint, CLASSIFICATION, SEGMENTATION)
+    if "base" in config:
+        raise CheckpointError(
+            f"{checkpoint} holds the tuned part alone, a bundle needs all: give best.safetensors."
+        )
     return write_bundle(
         checkpoint,
         out,

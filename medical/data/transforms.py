@@ -35,7 +35,9 @@ class Normalisation:
     def __call__(self, grey: np.ndarray) -> Tensor:
         """Map uint8 (H, W) to float32 (3, H, W)."""
         image = torch.tensor(np.ascontiguousarray(grey)).float().div(255)[None]
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std)
+        )
         return (image - mean) / std
 
     @property

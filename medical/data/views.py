@@ -92,7 +92,6 @@ class TrainViews(Dataset):
         normalisation: Of the images.
         exclusive: Labels are classes of which one is true.
         weights: Chance of each image to be drawn, with replacement; default: each once.
-        repeats: Views per image and epoch.
         seed: Of the draws, which are keyed by (seed, epoch, index).
     """
 
@@ -106,27 +105,26 @@ class TrainViews(Dataset):
         normalisation: Normalisation = NIH,
         exclusive: bool = False,
         weights: Sequence[float] = (),
-        repeats: int = 1,
         seed: int = 0,
     ) -> None:
         """Keep the settings."""
         augment = augment or AugmentConfig()
         self.records, self.store, self.size, self.seed = list(records), store, size, seed
-        self.normalisation, self.exclusive, self.repeats = normalisation, exclusive, repeats
+        self.normalisation, self.exclusive = normalisation, exclusive
         self.scale, self.flip = checked_scale(augment.crop_min, augment.crop_max), augment.flip
         self.policy = rand_augment(augment.auto_augment, normalisation.fill)
         self.chances = np.cumsum(weights) / np.sum(weights) if len(weights) else None
 
     def __len__(self) -> int:
         """Return the views of an epoch."""
-        return len(self.records) * self.repeats
+        return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one view."""
         if int(index) >= len(self):
             raise IndexError(index)
         draw = item_random(self.seed, index)
-        place = int(index) % len(self.records)
+        place = int(index)
         if self.chances is not None:
             place = int(np.searchsorted(self.chances, draw.random(), side="right"))
         record = self.records[min(place, len(self.records) - 1)]

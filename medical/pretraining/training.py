@@ -218,6 +218,10 @@ def _wanted(collection: Collection, splits: list[str], notes: list[str]) -> list
     """Return the images of the splits, or all of a set without any."""
     there = {record.split for record in collection.records}
     if there == {None}:
+        notes.append(
+            f"{collection.root.name} has no split: all is learned from, also what `train` would "
+            "draw to test on"
+        )
         return collection.records
     found = [record for record in collection.records if record.split in splits]
     if not found:
@@ -251,7 +255,8 @@ def _statistics(
         values = store.read(record.path).astype(np.float64) / 255
         sums += (values.size, values.sum(), np.square(values).sum())
     mean = sums[1] / sums[0]
-    return given_statistics([round(mean, 4), round(float(np.sqrt(sums[2] / sums[0] - mean**2)), 4)])
+    std = (sums[2] / sums[0] - mean**2) ** 0.5
+    return given_statistics([round(float(mean), 4), round(float(std), 4)])
 
 
 def _stored(material: Material) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from crossband.shared.bundles.reading import Reading
 
 Facts = dict[str, Any]
 _IMPORTS = ["$import glob", "$import os"]
+# Batch norms fail on a last batch of one image.
+_LONE = "$len(@train::dataset) > @batch_size and len(@train::dataset) % @batch_size == 1"
 _TEMPERED = "$lambda x: x / torch.tensor(@temperature, device=x.device)"
 
 
@@ -115,7 +117,10 @@ def train_config(facts: Facts) -> dict[str, Any]:
                 "transforms": [*reading.training, *_label(facts)],
             },
             "dataset": _listed("training", "@train::preprocessing", segments),
-            "dataloader": _dataloader("@train::dataset", "@batch_size", shuffle=True),
+            "dataloader": {
+                **_dataloader("@train::dataset", "@batch_size", shuffle=True),
+                "drop_last": _LONE,
+            },
             "inferer": {"_target_": "SimpleInferer"},
             "postprocessing": {"_target_": "Compose", "transforms": _scored(facts)},
             "handlers": [

@@ -76,19 +76,19 @@ def test_masks_are_learned(lungs_bundle: Path, tmp_path: Path, bundle: Run) -> N
     random = np.random.default_rng(0)
     for part in ("images", "labels"):
         (data / part).mkdir(parents=True)
-    for n in range(8):
+    for n in range(11):  # nine to train on: a last batch of one, which batch norms do not take
         mask = np.zeros((50, 60), bool)
         top, left = random.integers(5, 20, 2)
         mask[top : top + 20, left : left + 25] = True
         image = np.where(mask, 40, 200) + random.normal(0, 5, mask.shape)
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(data / f"images/{n}.png")
         Image.fromarray(mask.astype(np.uint8) * 255).save(data / f"labels/{n}.png")
-    words = ["--data", data, "--out", tmp_path / "new", "--epochs", 12, "--learning_rate", 0.01]
+    words = ["--data", data, "--out", tmp_path / "new", "--epochs", 30, "--learning_rate", 0.01]
     assert bundle("finetune", lungs_bundle, *words) == 0
     assert bundle("run", tmp_path / "new", data / "images", "--out", tmp_path / "o",
                   "--set", "keep_ids=true") == 0  # fmt: skip
     dice = []
-    for n in range(8):
+    for n in range(11):
         truth = np.array(Image.open(data / f"labels/{n}.png")) > 0
         found = np.array(Image.open(tmp_path / f"o/{n}_mask.png")) > 0
         dice.append(2 * (truth & found).sum() / (truth.sum() + found.sum()))
@@ -135,7 +135,7 @@ def test_lists_that_do_not_fit(findings_bundle, data, tmp_path, bundle: Run, cap
         (data / "dataset.json").write_text(json.dumps({"training": items, "validation": items}))
         assert bundle(*words) == 2
         assert "give 3 numbers of 0 and 1" in capsys.readouterr().err
-    (data / "dataset.json").write_text(json.dumps({"training": []}))
+    (data / "dataset.json").write_text(json.dumps({"training": items}))
     assert bundle(*words) == 2 and "validation" in capsys.readouterr().err
     (data / "dataset.json").unlink()
     (data / "labels.csv").unlink()

@@ -54,10 +54,10 @@ def test_they_lack_nothing_but_weights(name: str) -> None:
 
 def test_a_checkpoint_fills_one(tmp_path: Path) -> None:
     name = "chest_mae_vit_small_nih"
-    facts = shipped.recipes()[name]
+    facts = shipped.RECIPES[name].facts()
     model = create_model(facts["model"]["name"], **facts["model"]["arguments"])
     weights = save_checkpoint(tmp_path / "best.safetensors", model.state_dict(), facts)
-    folder = write(weights, tmp_path / name)
+    folder = write(weights, tmp_path / name, data_licence=shipped.RECIPES[name].data_licence)
     for path in (shipped.FOLDER / name).rglob("*.*"):
         part = str(path.relative_to(shipped.FOLDER / name))
         written = comparable(part, (folder / part).read_text(encoding="utf-8"))

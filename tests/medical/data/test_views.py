@@ -76,11 +76,11 @@ class TestPretrainCrops(DatasetTester):
 
 class TestTrainViews(DatasetTester):
     item = {"image": ((3, 32, 32), torch.float32)}
-    length = 12
+    length = 6
 
     def make(self, folder: Path) -> Dataset:
         known = [Record(r.path, r.name, labels=(0.0, 1.0)) for r in records()]
-        return TrainViews(known, Phantoms(), 32, repeats=2, seed=3)
+        return TrainViews(known, Phantoms(), 32, seed=3)
 
     item["label"] = ((2,), torch.float32)
 
