@@ -80,6 +80,16 @@ def _segmentor(size: str) -> ModelEntry:
     )
 
 
+def _unet(size: str) -> ModelEntry:
+    return _entry(
+        f"chest_mae_vit_{size}_unet",
+        f"U-Net at half resolution with a ViT-{size[0].upper()}/16 as its deepest level",
+        target="crossband.shared.heads.vit_unet:ViTUNet",
+        task="segmentation",
+        arguments={**SIZES[size], "num_classes": 2},
+    )
+
+
 def _cnn(encoder: str) -> ModelEntry:
     return _entry(
         f"cnn_mae_{encoder}",
@@ -94,6 +104,7 @@ def _cnn(encoder: str) -> ModelEntry:
 MODELS: tuple[ModelEntry, ...] = (
     *(_classifier(size) for size in SIZES),
     *(_segmentor(size) for size in ("tiny", "small", "base", "large")),
+    *(_unet(size) for size in ("tiny", "small", "base", "large")),
     *(_cnn(encoder) for encoder in ("densenet121", "resnet50")),
 )
 CONFORMANCE: dict[str, str] = {}

@@ -12,7 +12,7 @@ from crossband.medical import report
 from crossband.medical.baselines import statistics
 from crossband.medical.config import TrainConfig
 from crossband.medical.data.records import Record, label_matrix
-from crossband.medical.data.splits import patient_key
+from crossband.medical.data.splits import Gathered, patient_key
 from crossband.medical.data.views import EvalViews, TrainViews
 from crossband.medical.jobs import Job, common_facts, gather_for, normalisation, reading
 from crossband.medical.networks import CLASSIFICATION
@@ -32,6 +32,15 @@ from crossband.shared.training.run_folder import RunFolder
 _ENOUGH = 20  # validation images from which a temperature is fitted
 
 
+def _with_findings(config: TrainConfig) -> tuple[Gathered, list[Record]]:
+    gathered, chosen = gather_for(config)
+    if not gathered.findings:
+        raise DataError(
+            "The data names no findings: give images with labels, --data.labels, or --data.target."
+        )
+    return gathered, chosen
+
+
 def prepare(config: TrainConfig) -> Job:
     """Return the job of `train --task classification`.
 
@@ -39,11 +48,9 @@ def prepare(config: TrainConfig) -> Job:
         ConfigError: options that cannot be.
         DataError: nothing to learn from, or no findings.
     """
-    gathered, chosen = gather_for(config)
-    if not gathered.findings:
-        raise DataError(
-            "The data names no findings: give images with labels, --data.labels, or --data.target."
-        )
+    gathered, chosen = _with_findings(config)
+    if config.monitor in ("auto", "auroc"):
+        _require_both(chosen)
     store, normalise = reading(config), normalisation(config)
     train = TrainViews(
         gathered.train,
@@ -94,6 +101,21 @@ def prepare(config: TrainConfig) -> Job:
         _finish(config, folder, chosen, book)
 
     return Job(gathered.findings, gathered, chosen, train, val, task, finish, facts)
+
+
+def _require_both(records: list[Record]) -> None:
+    """Refuse images on which no finding can be ranked, before anything is trained.
+
+    Raises:
+        DataError: no finding is both present and absent.
+    """
+    labels = label_matrix(records)
+    if not ((labels == 1).any(0) & (labels == 0).any(0)).any():
+        raise DataError(
+            f"None of the findings is both present and absent in the {len(records)} images that "
+            "choose the weights, so the AUROC cannot: raise --data.val_fraction, or give --monitor "
+            "loss."
+        )
 
 
 def loss_weights(
@@ -196,7 +218,9 @@ def calibrated(
         for k, name in enumerate(findings):
             point = operating_points(chance[:, k], labels[:, k])["youden"]["threshold"]
             if not np.isnan(point):
-                thresholds[name] = float(point)
+                # Half way to the next image, which no rounding of another batch or format reaches.
+                below = chance[(chance[:, k] < point) & ~np.isnan(labels[:, k]), k]
+                thresholds[name] = float((point + below.max(initial=0.0)) / 2)
     return {"temperature": float(temperature), "thresholds": thresholds}
 
 
@@ -204,7 +228,7 @@ def fit_statistics(config: TrainConfig, folder: RunFolder) -> None:
     """Fit the linear model on image statistics, the rival that needs no network."""
     if config.weights or config.resume or config.tuning != "full":
         raise ConfigError("--model statistics takes no --weights, --resume or --tuning.")
-    gathered, chosen = gather_for(config)
+    gathered, chosen = _with_findings(config)
     store = reading(config)
     if config.dry_run:
         store.read(gathered.train[0].path)

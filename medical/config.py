@@ -31,7 +31,9 @@ class ReadingConfig:
     )
     cache_gb: float = option(2.0, "memory for decoded images, in GB", advanced=True)
     shrink: int = option(
-        0, "keep images in memory with a shorter side of so many pixels; 0: as they are"
+        0,
+        "keep images in memory with a shorter side of so many pixels; 0: as they are",
+        advanced=True,
     )
 
 
@@ -55,9 +57,7 @@ class SourceConfig(ReadingConfig):
     labels: list[str] = option(
         factory=list, help="findings to take, in this order; default: all", advanced=True
     )
-    target: str | None = option(
-        None, "csv column that names one class per image (as view), instead of findings"
-    )
+    target: str | None = option(None, "csv column of one class per image (as view), for findings")
     views: list[str] = option(
         factory=list, help="views to take: PA AP LATERAL ...; default: frontal ones", advanced=True
     )
@@ -155,9 +155,16 @@ class NetworkConfig:
         "avg", "classification: mean of the patches, or the class token", advanced=True
     )
     drop_path: float = option(0.2, "probability of leaving out a branch", advanced=True)
-    channels: int = option(64, "segmentation: channels of the head", advanced=True)
+    decoder: Literal["unet", "upernet"] = option(
+        "unet",
+        "segmentation: a U-Net with the ViT as its deepest level, or LL-FPN and UPerHead",
+        advanced=True,
+    )
+    channels: int = option(64, "upernet: channels of the head", advanced=True)
     detail: int = option(
-        32, "segmentation: channels of convolutions at full resolution beside the ViT; 0: none"
+        32,
+        "upernet: channels of convolutions at full resolution beside the ViT; 0: none",
+        advanced=True,
     )
     arguments: dict[str, Any] = option(
         factory=dict, help="further arguments of the network: embed_dim=192", advanced=True

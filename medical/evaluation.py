@@ -27,6 +27,11 @@ from crossband.shared.inference import load
 
 def evaluate(config: EvaluateConfig) -> int | None:
     """Run `crossband medical evaluate`."""
+    if config.batch_size < 1 or config.bootstrap < 0:
+        raise ConfigError(
+            f"--batch_size {config.batch_size} --bootstrap {config.bootstrap}: give 1 or more, and "
+            "0 or more."
+        )
     model = load(config.weights, device=config.device, precision=config.precision)
     if not isinstance(model, (Reader, Segmenter)):
         raise ConfigError(

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from crossband.medical.config import ExportConfig
-from crossband.medical.networks import CLASSIFICATION, SEGMENTATION, load_trained
+from crossband.medical.networks import CLASSIFICATION, SEGMENTATION, STATISTICS, load_trained
+from crossband.shared.checkpoints import read_config
 from crossband.shared.cli.output import print_json
 from crossband.shared.errors import ConfigError
 from crossband.shared.export import SUFFIXES, export_model
@@ -15,6 +16,11 @@ from crossband.shared.export import SUFFIXES, export_model
 
 def export(config: ExportConfig) -> None:
     """Write a checkpoint as ONNX or .pt2, checked against PyTorch, or as a MONAI bundle."""
+    if read_config(config.weights).get("model", {}).get("name") == STATISTICS:
+        raise ConfigError(
+            f"{config.weights} is the linear model on statistics, which has no network to export: "
+            "evaluate and predict take it as it is."
+        )
     if config.format == "monai-bundle":
         _bundle(config)
         return

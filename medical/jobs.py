@@ -84,7 +84,9 @@ def gather_for(config: TrainConfig) -> tuple[Gathered, list[Record]]:
 
     Raises:
         DataError: no image to train or to validate on.
+        ConfigError: a number that cannot be.
     """
+    _check_numbers(config)
     gathered = gather(config.data)
     chosen = getattr(gathered, config.select_on)
     for split, records in (("train", gathered.train), (config.select_on, chosen)):
@@ -94,6 +96,24 @@ def gather_for(config: TrainConfig) -> tuple[Gathered, list[Record]]:
                 "--data.val_fraction above 0."
             )
     return gathered, chosen
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    least = {"size": config.size, "loader.batch_size": config.loader.batch_size}
+    for name, value in least.items():
+        if value < 1:
+            raise ConfigError(f"--{name} {value} must be at least 1.")
+    if config.data.shrink < 0:
+        raise ConfigError(f"--data.shrink {config.data.shrink} must be at least 0.")
+    parts = {"augment.flip": config.augment.flip, "network.drop_path": config.network.drop_path}
+    for name, part in parts.items():
+        if not 0 <= part <= 1:
+            raise ConfigError(f"--{name} {part:g} is a probability: give 0 to 1.")
+    for name in ("pos_weight", "class_weights"):
+        values = getattr(config.loss, name)
+        if any(value < 0 for value in values):
+            shown = " ".join(f"{value:g}" for value in values)
+            raise ConfigError(f"--loss.{name} {shown}: weights must be at least 0.")
 
 
 def reading(config: TrainConfig) -> NamedStore:

@@ -19,6 +19,7 @@ from crossband.shared.errors import CheckpointError, ConfigError
 from crossband.shared.export import is_exported, load_exported
 from crossband.shared.files import file_digest
 from crossband.shared.heads.vit_segmentor import ViTSegmentor
+from crossband.shared.heads.vit_unet import ViTUNet
 from crossband.shared.registry import create_model
 from crossband.shared.tuning.freeze import linear_probe
 from crossband.shared.tuning.lora import apply_lora, load_tuned
@@ -57,16 +58,17 @@ def describe(config: TrainConfig, classes: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if config.task == "segmentation":
         if name in VITS:
-            name = f"{name}_upernet"
-        if name.startswith("chest_mae_vit") and name.endswith("_upernet"):
+            name = f"{name}_{config.network.decoder}"
+        if name.startswith("chest_mae_vit"):
             arguments = {
                 "num_classes": classes,
                 "img_size": config.size,
-                "channels": config.network.channels,
-                "detail": config.network.detail,
                 "drop_path_rate": config.network.drop_path,
             }
-        elif name.startswith("monai:"):
+            if name.endswith("_upernet"):
+                arguments["channels"] = config.network.channels
+                arguments["detail"] = config.network.detail
+        elif name == "monai:UNet" or config.model.startswith("monai:"):
             arguments = (_UNET if name == "monai:UNet" else {}) | {"out_channels": classes}
         else:
             raise ConfigError(
@@ -115,14 +117,14 @@ def tune(model: nn.Module, description: Mapping[str, Any]) -> None:
     tuning = dict(description.get("tuning") or {})
     kind = tuning.pop("kind", "full")
     if kind == "linear":
-        if isinstance(model, ViTSegmentor):
+        if isinstance(model, ViTSegmentor | ViTUNet):
             model.vit.requires_grad_(False)
         else:
             linear_probe(model, head_of(model))
     elif kind == "lora":
         apply_lora(model, also_train=(f"{head_of(model)}.*", "fc_norm.*"), **tuning)
     elif kind == "dvpt":
-        from crossband.shared.tuning.dvpt import apply_dvpt
+        from crossband.shared.tuning.dvpt.apply import apply_dvpt
 
         apply_dvpt(model, also_train=(f"{head_of(model)}.*", "fc_norm.*"), **tuning)
 
@@ -151,7 +153,7 @@ def load_pretrained(model: nn.Module, path: str) -> str:
     """
     from crossband.medical.chest_mae import official
 
-    if isinstance(model, ViTSegmentor):
+    if isinstance(model, ViTSegmentor | ViTUNet):
         return str(load_vit(model.vit, path))
     return str(official.load_pretrained(model, path))
 

@@ -16,7 +16,12 @@ from crossband.medical.config import PredictConfig
 from crossband.medical.data.radiographs import Radiograph, is_radiograph_file, read_radiograph
 from crossband.medical.heatmaps import heatmap
 from crossband.medical.jobs import NOT_A_DEVICE
-from crossband.medical.networks import CLASSIFICATION, open_network
+from crossband.medical.networks import (
+    CLASSIFICATION,
+    SEGMENTATION,
+    open_network,
+    require_task,
+)
 from crossband.medical.privacy import Names
 from crossband.medical.reader import Reader
 from crossband.medical.segmenter import Segmenter
@@ -76,9 +81,9 @@ def find_studies(inputs: Sequence[str]) -> tuple[list[Path], int]:
     return list(found), others
 
 
-def _task(weights: str) -> str | None:
+def _task(weights: str) -> str:
     config = open_network(weights).config if is_exported(weights) else read_config(weights)
-    return config.get("task")
+    return require_task(config, weights, CLASSIFICATION, SEGMENTATION)
 
 
 def _findings(config: PredictConfig, paths: list[Path], names: Names) -> int | None:

@@ -71,6 +71,13 @@ def prepare(config: TrainConfig) -> Job:
     val = MaskedViews(chosen, store, config.size, classes=count, normalisation=normalise)
     if config.loss.name not in ("auto", "ce", "ce_dice") or config.loss.pos_weight:
         raise ConfigError("--task segmentation takes --loss.name ce or ce_dice, and class_weights.")
+    if len(config.loss.class_weights) not in (0, count):
+        raise ConfigError(
+            f"--loss.class_weights has {len(config.loss.class_weights)} numbers for {count} "
+            f"classes ({', '.join(CLASSES)}): one for each."
+        )
+    if config.loss.balance or config.loss.label_smoothing or config.loss.sampling != "images":
+        raise ConfigError("--loss.balance, label_smoothing and sampling are for findings.")
     if config.monitor in ("auroc", "accuracy"):
         raise ConfigError(f"--monitor {config.monitor} is for findings: take dice or loss.")
 

@@ -64,6 +64,7 @@ def train(config: TrainConfig) -> None:
     with torch.no_grad():
         task.eval().loss(batch)
     task.train()
+    _ = job.val[0]  # what cannot be cut out is better known now
     if config.dry_run:
         print("dry run: options, data and one batch are in order; nothing was written.")
         return

@@ -327,13 +327,6 @@ MODELS: tuple[ModelEntry, ...] = (
         "sam_vit_b_01ec64.pth",
         "Apache-2.0 (our code; the authors' weights too)",
     ),
-    _sam(
-        "lvm_med_vit_base",
-        "the same without a table of positions, as LVM-Med trained it",
-        "lvmmed_vit.pth",
-        "Apache-2.0 (our code); the authors' weights CC BY-NC-ND 2.0",
-        use_abs_pos=False,
-    ),
     _mae("mae_vit_tiny", _T, (128, 4, 4)),
     _mae("mae_vit_small_dec128d2b", _S, (128, 2, 16)),
     _mae("mae_vit_small_dec512d2b", _S, (512, 2, 16), _XRAY),

@@ -61,6 +61,9 @@ class ViTPyramid(AroundBackbone, Backbone):
         vit: Gives one map (UNIP), or four of as many blocks (its baselines).
         detail: Channels of the branch; 0: none.
         in_chans: Channels of the image.
+
+    Raises:
+        ConfigError: a branch beside patches of another size than 16.
     """
 
     inner = "vit"
@@ -68,6 +71,11 @@ class ViTPyramid(AroundBackbone, Backbone):
     def __init__(self, vit: ViT, detail: int = 0, in_chans: int = 3) -> None:
         """Join the parts."""
         super().__init__()
+        if detail and vit.patch_size != 16:  # the branch has strides 4 to 32
+            raise ConfigError(
+                f"detail={detail} goes with patches of 16 pixels, not of {vit.patch_size}: give "
+                "detail=0."
+            )
         self.vit = vit
         self.fpn = LLFPN(vit.embed_dim, vit.patch_size)
         self.detail = SpatialPrior(in_chans, detail, vit.embed_dim) if detail else None

@@ -16,7 +16,10 @@ TINY = (
     *("--model", "chest_mae_vit_tiny", "--network.arguments", *SIZES, "--network.drop_path", 0),
     *SMALL,
 )
-LUNGS = (*TINY, "--task", "segmentation", "--network.channels", 8, "--network.detail", 4)
+LUNGS = (
+    *(*TINY, "--task", "segmentation", "--network.channels", 8, "--network.detail", 4),
+    *("--size", 64, "--network.arguments", *SIZES[:3], "patch_size=16"),
+)
 MASKED = ("decoder_embed_dim=16", "decoder_depth=1", "decoder_num_heads=2")
 
 
@@ -85,3 +88,12 @@ def lungs(xrays: Path, medical, tmp_path_factory: pytest.TempPathFactory) -> Pat
     words = [*LUNGS, "--data.root", xrays, "--optimizer.lr", "5e-3", "--quiet", "--out", out]
     assert medical("train", *words, "--trainer.max_epochs", 3) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def exported(run: Path, medical, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The classifier as .pt2."""
+    path = tmp_path_factory.mktemp("exported") / "chest.pt2"
+    line = ["--weights", run / "best.safetensors", "--format", "pt2", "--out", path]
+    assert medical("export", *line, "--quiet") == 0
+    return path

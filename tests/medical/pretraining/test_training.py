@@ -13,9 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from crossband.medical.cli import DOMAIN
-from crossband.medical.config import PretrainConfig, TrainConfig
+from crossband.medical.config import PretrainConfig, SourceConfig, TrainConfig
 from crossband.medical.data.csv_set import read
-from crossband.medical.config import SourceConfig
 from crossband.medical.networks import build, describe, load_pretrained
 from crossband.medical.pretraining.training import gather_material
 from crossband.shared.checkpoints import read_config
@@ -24,8 +23,9 @@ from crossband.shared.pretraining.cnn_mae import ENCODER
 from crossband.shared.registry import create_model
 from crossband.shared.tasks.base import Task
 
-from ..conftest import MASKED, SIZES, SMALL, TINY
+from ..conftest import MASKED, SIZES, TINY
 
+_HEADS = ("class_layers.", "classifier.", "fc.")
 MAE = ("--model", "vit_tiny", "--size", 32, "--arguments", *SIZES, *MASKED, "--mask_ratio", 0.75)
 
 
@@ -66,7 +66,7 @@ def test_pictures_of_a_report_are_squares_that_were_held_back(nih: Path) -> None
     assert image.shape == (3, 32, 32) and set(found.val[0]) == {"image"}
 
 
-def test_what_is_tested_on_is_never_learned_from(nih: Path, xrays: Path, capsys, medical) -> None:
+def test_what_is_tested_on_is_never_learned_from(nih: Path, xrays: Path) -> None:
     found = material(nih, xrays)
     tested = set((nih / "test_list.txt").read_text().split())
     rows = read(xrays, SourceConfig(root=[str(xrays)])).records
@@ -120,9 +120,7 @@ def test_every_data_set_has_its_own_statistics(nih: Path, tmp_path: Path) -> Non
             assert float(image[0, 0, 0]) == pytest.approx(wanted, abs=0.02)
     given = PretrainConfig(size=32, statistics=[0.4, 0.2])
     given.data.root = [str(nih), str(folder)]
-    assert set(gather_material(given).statistics.values()) == {
-        type(flat)((0.4,) * 3, (0.2,) * 3)
-    }
+    assert set(gather_material(given).statistics.values()) == {type(flat)((0.4,) * 3, (0.2,) * 3)}
 
 
 @pytest.mark.parametrize("pool", ["avg", "token"])
@@ -143,13 +141,14 @@ def test_every_tensor_of_a_vit_is_taken_over(mae: Path, pool: str) -> None:
 def test_train_begins_with_them(mae: Path, xrays: Path, medical, tmp_path, capsys) -> None:
     """At a rate of 0 the encoder stays as it was pre-trained."""
     words = [*TINY, "--data.root", xrays, "--weights", mae, "--trainer.max_epochs", 1]
-    words += ["--optimizer.lr", 1e-20, "--optimizer.weight_decay", 0]
+    words += ["--optimizer.lr", 1e-20, "--schedule.name", "constant"]
     assert medical("train", *words, "--out", tmp_path / "r") == 0
-    assert "30 tensors loaded" in capsys.readouterr().out
+    assert "28 tensors loaded" in capsys.readouterr().out
     file, trained = load_file(mae), load_file(tmp_path / "r/best.safetensors")
     both = file.keys() & trained.keys()
     assert len(both) == 28
-    assert all(torch.equal(file[k], trained[k]) for k in both)
+    for key in both:  # a zero moves by the rate
+        torch.testing.assert_close(trained[key], file[key], rtol=0, atol=1e-12)
     assert read_config(tmp_path / "r/best.safetensors")["protocol"]["pretrained"] == str(mae)
 
 
@@ -177,9 +176,6 @@ def test_cnns_are_pretrained_and_taken_over(
         own = {k: v for k, v in model.state_dict().items() if not k.startswith(_HEADS)}
         assert len(own) == sum(k.startswith(ENCODER) for k in pretrained)
         assert sum(v.double().sum() for v in own.values()) == pytest.approx(float(encoder_sum))
-
-
-_HEADS = ("class_layers.", "classifier.", "fc.")
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(
@@ -240,7 +236,7 @@ def test_wrong_options_get_a_sentence(nih: Path, mae: Path, medical, tmp_path, c
         ([*root, "--method", "cnn-mae", "--model", "tu-nothing"], "cannot be built"),
         ([*root, "--size", 0], "at least 1"),
         ([*root, "--data.val_fraction", 1], "must be in (0, 1)"),
-        ([*root, "--data.splits", "training"], "'--data.splits'".strip("'")),
+        ([*root, "--data.splits", "training"], "name some by --data.splits"),
         ([*root, "--statistics", 0.5], "give mean and deviation"),
         ([*root, "--data.smallest", 0], "between 0 and 1"),
         ([*root, "--mask_ratio", 1.5], "1.5"),
@@ -267,4 +263,3 @@ def test_recipes_are_the_published_ones() -> None:
     assert config.schedule.warmup_fraction * config.trainer.max_epochs == pytest.approx(40)
     assert not config.optimizer.decay_norm_and_bias
     assert parse(verb, ["--recipe", "xray_cnn"]).mask_ratio == 0.75
-    assert SMALL
