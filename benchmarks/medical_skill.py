@@ -38,27 +38,27 @@ UNET = (
     "--optimizer.weight_decay 1e-5 --trainer.check_val_every_n_epoch 5"
 )
 SCHEDULE = "--schedule.warmup_fraction 0.1 --schedule.min_lr 1e-5 --loader.batch_size 32"
+MILD = "--augment.crop_min 0.7 --augment.auto_augment="
 VIT = (
     f"--model chest_mae_vit_tiny --network.arguments {SMALL} --network.drop_path 0.1 "
-    "--augment.crop_min 0.4 --optimizer.weight_decay 0.05 --optimizer.decay_norm_and_bias false "
+    f"{MILD} --optimizer.weight_decay 0.05 --optimizer.decay_norm_and_bias false "
     f"--optimizer.lr 1e-3 --trainer.ema_decay 0.95 {SCHEDULE}"
 )
 DENSE = (
-    "--model densenet121 --size 112 --augment.crop_min 0.4 --optimizer.lr 1e-3 "
+    f"--model densenet121 --size 112 {MILD} --optimizer.lr 1e-3 "
     f"--optimizer.weight_decay 0.05 --trainer.ema_decay 0.95 {SCHEDULE}"
 )
 # Task -> arm -> options; {epochs} is what fits the minutes, so that schedules come to their end.
 ARMS: dict[str, dict[str, tuple[str, int]]] = {
     "lungs": {
-        "MAE ViT": (f"{RECIPE} {MAE}", 45),
-        "scratch ViT": (RECIPE, 45),
-        "MONAI U-Net 112 px": (UNET.format(side=112), 220),
-        "MONAI U-Net 224 px": (UNET.format(side=224), 60),
+        "MAE ViT": (f"{RECIPE} {MAE}", 28),
+        "scratch ViT": (f"{RECIPE} --optimizer.layer_decay 1", 28),
+        "MONAI U-Net": (UNET.format(side=112), 150),
     },
     "findings": {
-        "MAE ViT": (f"{VIT} --optimizer.layer_decay 0.75 {MAE}", 20),
-        "scratch ViT": (VIT, 20),
-        "DenseNet-121 112 px": (DENSE, 24),
+        "MAE ViT": (f"{VIT} --optimizer.layer_decay 0.9 {MAE}", 16),
+        "scratch ViT": (VIT, 16),
+        "DenseNet-121": (DENSE, 14),
         "statistics": ("--model statistics", 0),
     },
 }

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from crossband.shared.registry import ModelEntry
+from crossband.shared.registry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 
 _HERE = "crossband.medical"
 _PAPER = (
     "Xiao et al. 2023, Delving into Masked Autoencoders for Multi-Label Thorax Disease "
     "Classification, WACV 2023"
+)
+_LVM_MED = (
+    "Nguyen et al. 2023, LVM-Med: Learning Large-Scale Self-Supervised Vision Models for Medical "
+    "Imaging via Second-order Graph Matching, NeurIPS 2023, arXiv 2306.11925"
 )
 _WEIGHTS = "the authors' repository medical_mae, Apache-2.0; see docs/weights.md"
 # Of ChestX-ray14's pixels in 0..1, the same for all three channels.
@@ -101,13 +105,73 @@ def _cnn(encoder: str) -> ModelEntry:
     )
 
 
+def _lvm_med(name: str, summary: str, file: str, target: str, **details: Any) -> ModelEntry:
+    return ModelEntry(
+        name=f"lvm_med_{name}",
+        summary=summary,
+        target=target,
+        task="features",
+        paper=_LVM_MED,
+        licence="Apache-2.0 (our code); the authors' weights CC BY-NC-ND 2.0",
+        weights=f"{file}; see docs/weights.md",
+        official=f"{_HERE}.lvm_med.official:from_official",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        **details,
+    )
+
+
+def _lvm_med_vit(size: str, file: str, **arguments: Any) -> ModelEntry:
+    encoder = "crossband.shared.backbones.sam:SAMEncoder"
+    return _lvm_med(
+        f"vit_{size}",
+        f"SAM's ViT-{size[0].upper()}/16 without a table of positions, pre-trained by matching",
+        file,
+        encoder,
+        backbone=encoder,
+        input_shape=(3, 1024, 1024),
+        arguments={"use_abs_pos": False, **arguments},
+    )
+
+
 MODELS: tuple[ModelEntry, ...] = (
     *(_classifier(size) for size in SIZES),
     *(_segmentor(size) for size in ("tiny", "small", "base", "large")),
     *(_unet(size) for size in ("tiny", "small", "base", "large")),
     *(_cnn(encoder) for encoder in ("densenet121", "resnet50")),
+    _lvm_med(
+        "resnet50",
+        "ResNet-50 pre-trained by matching; pooled features, or classes",
+        "lvmmed_resnet.torch",
+        f"{_HERE}.lvm_med.encoder:ResNet50",
+        backbone=f"{_HERE}.lvm_med.encoder:ResNet50Backbone",
+        input_shape=(3, 224, 224),
+    ),
+    _lvm_med_vit("base", "lvmmed_vit.pth"),
+    _lvm_med_vit(
+        "huge",
+        "the authors' ViT-H, trained on LIVECell after SAM",
+        embed_dim=1280,
+        depth=32,
+        num_heads=16,
+        global_attn_indexes=(7, 15, 23, 31),
+    ),
+    ModelEntry(
+        name="lvm_med",
+        summary="pre-training of any backbone by second-order graph matching",
+        target=f"{_HERE}.lvm_med.model:LVMMed",
+        task="pre-training",
+        paper=_LVM_MED,
+        licence="Apache-2.0 (our code)",
+        arguments={"backbone": "resnet50"},
+    ),
 )
-CONFORMANCE: dict[str, str] = {}
+CONFORMANCE: dict[str, str] = {
+    "graph_matching_solver": "crossband.shared.matching.conformance:solver",
+    "lvm_med_matching_loss": f"{_HERE}.lvm_med.conformance:draft_loss",
+    "lvm_med_imle": f"{_HERE}.lvm_med.conformance:paper_loss",
+    "lvm_med_local_affinity": f"{_HERE}.lvm_med.conformance:local_parts",
+}
 LOADERS = {
     "medical classification": f"{_HERE}.reader:Reader",
     "medical segmentation": f"{_HERE}.segmenter:Segmenter",

@@ -13,6 +13,7 @@ from crossband.medical.baselines import statistics
 from crossband.medical.config import TrainConfig
 from crossband.medical.data.records import Record, label_matrix
 from crossband.medical.data.splits import Gathered, patient_key
+from crossband.medical.data.tolerant import GoingOn
 from crossband.medical.data.views import EvalViews, TrainViews
 from crossband.medical.jobs import Job, common_facts, gather_for, normalisation, reading
 from crossband.medical.networks import CLASSIFICATION
@@ -100,7 +101,8 @@ def prepare(config: TrainConfig) -> Job:
     def finish(folder: RunFolder, book: RunBook) -> None:
         _finish(config, folder, chosen, book)
 
-    return Job(gathered.findings, gathered, chosen, train, val, task, finish, facts)
+    views = (GoingOn(items, items.records, Names(config.keep_ids)) for items in (train, val))
+    return Job(gathered.findings, gathered, chosen, *views, task, finish, facts)
 
 
 def _require_both(records: list[Record]) -> None:

@@ -136,6 +136,45 @@ class PretrainConfig(RunOptions):
 
 
 @dataclass(kw_only=True)
+class MultiCropConfig:
+    """Views of one image that a network learns to match (LVM-Med; after SwAV and VICRegL)."""
+
+    sizes: list[int] = option(
+        factory=lambda: [224, 96], help="sides of large and of small crops, pixels"
+    )
+    counts: list[int] = option(
+        factory=lambda: [2, 2], help="large crops (two or more) and small crops of an image"
+    )
+    large: list[float] = option(
+        factory=lambda: [0.4, 1.0], help="area of large crops, as parts of the image", advanced=True
+    )
+    small: list[float] = option(
+        factory=lambda: [0.08, 0.4], help="area of small crops", advanced=True
+    )
+    flip: float = option(0.5, "probability of a mirrored crop", advanced=True)
+    jitter: list[float] = option(
+        factory=lambda: [0.8, 0.8, 0.8, 0.2],
+        help="largest change of brightness, contrast, saturation (as factors) and hue (of a turn)",
+        advanced=True,
+    )
+    jitter_chance: float = option(0.8, "probability of such changes", advanced=True)
+    grey_chance: float = option(0.2, "probability of a crop without colours", advanced=True)
+    blur: list[float] = option(
+        factory=lambda: [0.1, 2.0], help="radius of the blur, pixels", advanced=True
+    )
+    blur_chance: float = option(0.5, "probability of a blur", advanced=True)
+    colours: bool = option(
+        False, "keep colours; the authors make every crop grey at the end", advanced=True
+    )
+    stride: int = option(
+        32, "pixels per cell of the grids of locations; they are fitted to the maps", advanced=True
+    )
+    no_flip_grid: bool = option(
+        False, "do not mirror the grids of mirrored crops, as in the authors' draft", advanced=True
+    )
+
+
+@dataclass(kw_only=True)
 class TuningConfig:
     """Numbers of the tunings that leave most of the network as it is."""
 

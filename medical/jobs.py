@@ -50,35 +50,6 @@ class Job:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class NamedItems(Dataset):
-    """Items of images and masks; errors name both as they may be named.
-
-    Args:
-        items: A data set over `records`.
-        names: What images are called.
-    """
-
-    def __init__(self, items: Any, names: Names) -> None:
-        """Keep the parts."""
-        self.items, self.names = items, names
-
-    def __len__(self) -> int:
-        """Return the number of items."""
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one item.
-
-        Raises:
-            DataError: the image or its mask cannot be read, or they do not fit each other.
-        """
-        try:
-            return self.items[index]
-        except DataError as error:
-            record = self.items.records[int(index)]
-            raise DataError(self.names.error(error, record.path, record.mask)) from None
-
-
 def gather_for(config: TrainConfig) -> tuple[Gathered, list[Record]]:
     """Return the data and the images that choose the weights.
 

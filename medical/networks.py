@@ -69,7 +69,8 @@ def describe(config: TrainConfig, classes: int) -> dict[str, Any]:
                 arguments["channels"] = config.network.channels
                 arguments["detail"] = config.network.detail
         elif name == "monai:UNet" or config.model.startswith("monai:"):
-            arguments = (_UNET if name == "monai:UNet" else {}) | {"out_channels": classes}
+            flat = {"spatial_dims": 2, "in_channels": 3}
+            arguments = (_UNET if name == "monai:UNet" else flat) | {"out_channels": classes}
         else:
             raise ConfigError(
                 f"--model {config.model} gives no masks: take {VITS[1]}, unet or monai:NAME."
@@ -83,7 +84,7 @@ def describe(config: TrainConfig, classes: int) -> dict[str, Any]:
             "global_pool": config.network.pool,
             "drop_path_rate": config.network.drop_path,
         }
-    elif name == "monai:UNet" or name.endswith("_upernet"):
+    elif name == "monai:UNet" or name.endswith(("_unet", "_upernet")):
         raise ConfigError(
             f"--model {config.model} gives masks: take --task segmentation, or another model."
         )

@@ -13,11 +13,11 @@ from crossband.medical.config import EvaluateConfig, TrainConfig
 from crossband.medical.data.radiographs import RadiographStore
 from crossband.medical.data.records import Record
 from crossband.medical.data.splits import patient_key
+from crossband.medical.data.tolerant import GoingOn
 from crossband.medical.data.views import MaskedViews, read_mask
 from crossband.medical.jobs import (
     NOT_A_DEVICE,
     Job,
-    NamedItems,
     common_facts,
     gather_for,
     normalisation,
@@ -104,7 +104,7 @@ def prepare(config: TrainConfig) -> Job:
     def finish(folder: RunFolder, book: RunBook) -> None:
         _finish(config, folder, chosen, book)
 
-    views = (NamedItems(items, names) for items in (train, val))
+    views = (GoingOn(items, items.records, names) for items in (train, val))
     return Job(CLASSES, gathered, chosen, *views, task, finish, facts)
 
 

@@ -72,7 +72,7 @@ def read_dicom(path: Path, window: Sequence[float] = ()) -> DicomImage:
             is not radiography, or compressed in a way that nothing installed can decode.
     """
     try:
-        with _quiet():
+        with quiet_pydicom():
             return _read(path, window)
     except DataError:
         raise
@@ -190,7 +190,7 @@ def _shown(
     """Return uint8 (H, W) and notes."""
     from pydicom.pixels import apply_modality_lut
 
-    padding = _padding(header, stored)
+    padding = padding_of(header, stored)
     values = np.asarray(apply_modality_lut(stored, header), np.float32)
     unit, notes = _unit(header, values, padding, window)
     if header.PhotometricInterpretation == "MONOCHROME1":
@@ -251,7 +251,7 @@ def windowed(
     return ((values - (centre - 0.5)) / (width - 1) + 0.5).clip(0, 1)
 
 
-def _padding(header: Dataset, stored: np.ndarray) -> np.ndarray | None:
+def padding_of(header: Dataset, stored: np.ndarray) -> np.ndarray | None:
     """Return where stored values are padding, or None if nowhere."""
     value = header.get("PixelPaddingValue")
     if value is None:
@@ -275,7 +275,7 @@ def _first(value: object) -> float | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_pydicom() -> Iterator[None]:
     """Keep pydicom from warning about elements: its warnings quote their values."""
     from pydicom import config
 

@@ -58,7 +58,7 @@ def read_radiograph(path: str | Path, window: Sequence[float] = ()) -> Radiograp
             f"--data.window {' '.join(map(str, window))}: give a centre and a width of at least 1."
         )
     path = Path(path)
-    if path.suffix.lower() in DICOM_SUFFIXES or _has_dicom_magic(path):
+    if path.suffix.lower() in DICOM_SUFFIXES or has_dicom_magic(path):
         from crossband.medical.data.dicom import read_dicom  # pydicom is heavy
 
         image = read_dicom(path, window)
@@ -68,7 +68,7 @@ def read_radiograph(path: str | Path, window: Sequence[float] = ()) -> Radiograp
     else:
         photo = read_photo(path)
         pixels, colour = to_grey(photo.pixels[..., :1] if photo.grey else photo.pixels)
-        pixels, bits = _eight_bit(pixels)
+        pixels, bits = eight_bit(pixels)
         view, notes = None, []
     if colour:
         notes.append("The image has colours and was taken as grey.")
@@ -85,7 +85,7 @@ def is_radiograph_file(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES + DICOM_SUFFIXES:
         return True
-    return (not suffix or suffix[1:].isdigit()) and _has_dicom_magic(path)
+    return (not suffix or suffix[1:].isdigit()) and has_dicom_magic(path)
 
 
 class RadiographStore(ImageStore):
@@ -137,8 +137,8 @@ def to_grey(pixels: np.ndarray) -> tuple[np.ndarray, bool]:
     return luma, spread * 255 / np.iinfo(pixels.dtype).max > _GREY_SPREAD
 
 
-def _eight_bit(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return uint8 (H, W) and the bits that were used."""
+def eight_bit(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return uint8 of the same shape and the bits that were used: 8, 10, 12, 14 or 16."""
     if pixels.dtype == np.uint8:
         return pixels, 8
     top = int(pixels.max(initial=0))
@@ -147,7 +147,8 @@ def _eight_bit(pixels: np.ndarray) -> tuple[np.ndarray, int]:
     return np.rint(scaled).astype(np.uint8), bits
 
 
-def _has_dicom_magic(path: Path) -> bool:
+def has_dicom_magic(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
     try:
         if not path.is_file():
             return False

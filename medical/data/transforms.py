@@ -32,9 +32,10 @@ class Normalisation:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, grey: np.ndarray) -> Tensor:
-        """Map uint8 (H, W) to float32 (3, H, W)."""
-        image = torch.tensor(np.ascontiguousarray(grey)).float().div(255)[None]
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """Map uint8 (H, W), or RGB (H, W, 3), to float32 (3, H, W)."""
+        image = torch.tensor(np.ascontiguousarray(pixels)).float().div(255)
+        image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
         mean, std = (
             torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std)
         )
@@ -70,7 +71,7 @@ def random_view(
         flip: Probability of a mirror image.
         draw: Where chance comes from.
     """
-    top, left, height, width = _random_box(pixels.shape, scale, draw)
+    top, left, height, width = random_box(pixels.shape, scale, draw)
     crop = np.ascontiguousarray(pixels[top : top + height, left : left + width])
     view = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
     if draw.random() < flip:
@@ -168,10 +169,18 @@ def checked_scale(low: float, high: float) -> tuple[float, float]:
     return low, high
 
 
-def _random_box(
+def random_box(
     shape: tuple[int, ...], scale: tuple[float, float], draw: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Return top, left, height and width; the largest centre of a fitting aspect if none fits."""
+    """Return top, left, height and width of a crop, as torchvision's RandomResizedCrop draws it.
+
+    The largest centre of a fitting aspect if none fits in ten draws.
+
+    Args:
+        shape: Height and width of the image.
+        scale: Smallest and largest part of the image.
+        draw: Where chance comes from.
+    """
     height, width = shape
     for _ in range(_TRIES):
         area = draw.uniform(*scale) * height * width

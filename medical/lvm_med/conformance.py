@@ -164,7 +164,9 @@ def _two_best(
     weight = 1 + unary.abs().sum() + quadratic.abs().sum()
     count = unary.numel()
     each = torch.eye(count, dtype=torch.float64).view(count, *unary.shape[1:])
-    changed = unary + weight * each * (2 * best - 1)  # what is matched is forbidden, all else wanted
+    changed = unary + weight * each * (
+        2 * best - 1
+    )  # what is matched is forbidden, all else wanted
     others = [part.expand(count, -1, -1) for part in (left, right, quadratic)]
     found = solve(changed, *others, solver="exact", allow_unmatched=True)
     x, y = found.x.double(), found.y.double()

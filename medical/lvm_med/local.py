@@ -78,20 +78,20 @@ def regrid(grid: Tensor, size: tuple[int, int]) -> Tensor:
     return start[:, None, None] + parts * extent[:, None, None]
 
 
-def best_pairs(distance: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
-    """Pair every row with its nearest column, and keep the rows that are nearest to theirs.
+def best_pairs(nearest: Tensor, columns: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Keep the rows that are nearest to their columns.
 
     Args:
-        distance: (..., P, Q).
+        nearest: Distance of every row to its column (..., P).
+        columns: The columns, int64 (..., P); one may occur more than once.
         count: Rows to keep; None, or more than there are: all.
 
     Returns:
-        The rows in ascending order and their columns, int64 (..., count); a column may occur more
-        than once. Of equal distances the first row counts.
+        The rows in ascending order and their columns, int64 (..., count). Of equally near rows the
+        first counts.
     """
-    nearest, column = distance.min(-1)
     rows = nearest.sort(dim=-1, stable=True).indices[..., :count].sort(-1).values
-    return rows, column.gather(-1, rows)
+    return rows, columns.gather(-1, rows)
 
 
 def nearest_neighbours(
@@ -105,7 +105,9 @@ def nearest_neighbours(
         distance: Between places (B, P, Q), of features or of locations.
         count: Pairs to keep; None: all P.
     """
-    rows, columns = best_pairs(distance, count)
+    # Grids of equal cells have ties: topk settles them as it does for VICRegL, min differently.
+    nearest, columns = (part[..., 0] for part in distance.topk(1, largest=False))
+    rows, columns = best_pairs(nearest, columns, count)
     width = first.shape[-1]
     return (
         first.gather(1, rows[..., None].expand(-1, -1, width)),
@@ -156,7 +158,7 @@ def _both_ways(
 
 
 def _mean_of_pairs(cosine: Tensor, distance: Tensor, count: int | None) -> Tensor:
-    rows, columns = best_pairs(distance, count)
+    rows, columns = best_pairs(*distance.min(-1), count)
     return cosine.flatten(-2).gather(-1, rows * cosine.shape[-1] + columns).mean(-1)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from crossband.medical.lvm_med.affinities import full_precision
 from crossband.shared.errors import ConfigError
-from crossband.shared.matching import solve
+from crossband.shared.matching import Problem, SolverPool, solve_problem
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def matching_loss(
     target: Tensor | None = None,
     allow_unmatched: bool = False,
     solver: str = "auto",
+    bound: bool = False,
+    pool: SolverPool | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> MatchingLoss:
     """Match graphs, and compare with what is right.
@@ -84,7 +86,10 @@ def matching_loss(
         allow_unmatched: Nodes may stay unmatched at cost 0, as in the authors' draft; else every
             node is matched once, as in the paper.
         solver: Of `shared.matching.solve`.
-        options: Of that solver.
+        bound: Ask for lower bounds where the solver knows none.
+        pool: Solves in processes, by its own solver and options, which take the place of the last
+            three.
+        options: Of the solver.
 
     Raises:
         ConfigError: lambda that is not positive, costs that are not finite, or an unknown solver.
@@ -104,7 +109,11 @@ def matching_loss(
             torch.cat((costs[0], harder)),
             *(torch.cat((part, part)) for part in (left_edges, right_edges, costs[1])),
         )
-    found = solve(*problem, solver=solver, allow_unmatched=allow_unmatched, **(options or {}))
+    whole = Problem(*problem, allow_unmatched)
+    if pool is None:
+        found = solve_problem(whole, solver=solver, bound=bound, **(options or {}))
+    else:
+        found = pool.solve(whole)
     x, y = found.x.to(costs[0]), found.y.to(costs[1])
     loss = hamming_loss(x[:count], target)
     perturbed = None

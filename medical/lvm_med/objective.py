@@ -23,6 +23,7 @@ from crossband.medical.lvm_med.matching import MatchingLoss, matching_loss
 from crossband.medical.lvm_med.message_passing import GCN, GraphConvs
 from crossband.medical.lvm_med.projector import Projector
 from crossband.shared.errors import ConfigError
+from crossband.shared.matching import SolverPool
 
 Variant = Literal["paper", "draft"]
 Gradient = Literal["imle", "blackbox"]
@@ -70,7 +71,8 @@ class ObjectiveOutput:
     Attributes:
         loss: Hamming loss, mean over graphs, a scalar.
         statistics: `matched`, share of images that found their other view; `energy`, mean cost of
-            a matching; `gap`, mean distance to the lower bound, where the solver gives one.
+            a matching; `gap`, mean distance to the lower bound: in evaluation, and in training
+            where the solver gives one.
     """
 
     loss: Tensor
@@ -113,6 +115,9 @@ class GraphMatchingObjective(nn.Module):
         degree: Of `GCN` (paper).
         solver: Of `shared.matching.solve`; order 1 takes `lap`.
         solver_options: Of that solver.
+
+    Attributes:
+        pool: Processes that solve in its place (order 2); None: this one does.
 
     Raises:
         ConfigError: a value that cannot work.
@@ -161,6 +166,7 @@ class GraphMatchingObjective(nn.Module):
         self.margin, self.edge_scale = margin, edge_scale
         self.solver = "lap" if order == 1 else solver
         self.solver_options = dict(solver_options or {})
+        self.pool: SolverPool | None = None
         self.local = local and not (self.paper and alpha == 1)
         self.projector = Projector(dim, projector or ("128" if self.paper else "1024-1024-1024"))
         width = self.projector.width
@@ -275,6 +281,8 @@ class GraphMatchingObjective(nn.Module):
             lam=self.lam,
             allow_unmatched=not self.paper,
             solver=self.solver,
+            bound=not self.training,  # costs time and teaches nothing
+            pool=self.pool if self.order == 2 else None,
             options=self.solver_options,
         )
 

@@ -74,9 +74,7 @@ def left_out(state: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def swap_encoder(
-    whole: Mapping[str, Tensor], encoder: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def swap_encoder(whole: Mapping[str, Tensor], encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of all of SAM with LVM-Med's image encoder in it.
 
     The table of positions that LVM-Med has not is set to 0, which computes the same, so SAM's own
@@ -114,10 +112,11 @@ def read_encoder(path: str | Path) -> tuple[str, dict[str, Tensor]]:
     Raises:
         CheckpointError: unreadable, unsafe, or of something else.
     """
+    tensors, _ = read_state_dict(path)
     try:
-        state = from_official(read_state_dict(path)[0])
+        state = from_official(tensors)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}" if str(path) not in str(error) else str(error))
+        raise CheckpointError(f"{path}: {error}") from error
     return ("vit" if _is_vit(state) else "resnet50"), state
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from crossband.medical.lvm_med.model import LVMMed
 from crossband.medical.lvm_med.objective import ObjectiveOutput
+from crossband.shared.errors import ConfigError
+from crossband.shared.matching import SolverPool
 from crossband.shared.tasks.base import Task
 
 _VALIDATION_SEED = 0
@@ -33,14 +35,19 @@ class LVMMedTask(Task):
     matches its own batch. The noise of IMLE comes from the global generator in training, and is
     the same in every validation, so that losses of different epochs can be compared.
 
-    Logged: `train_matched`, `train_energy`, `train_gap` per step, and `val_loss`, `val_matched`,
-    ... per epoch: the share of images that found their other view, cost, and distance to the
-    lower bound where the solver gives one.
+    Logged: `train_matched` and `train_energy` per step, and `val_loss`, `val_matched`,
+    `val_energy` and `val_gap` per epoch: the share of images that found their other view, cost, and
+    its distance to a lower bound.
 
     Args:
         model: Backbone and objective.
         settings: Of `Task`: optimiser and schedule.
         compile: Run the backbone through `torch.compile`.
+        workers: Processes that solve the matchings, for solvers of the CPU that use one core
+            (`pylibmgm`); 0: this one does.
+
+    Raises:
+        ConfigError: fewer than no processes.
     """
 
     model: LVMMed
@@ -50,11 +57,27 @@ class LVMMedTask(Task):
         model: LVMMed,
         *settings: Any,
         compile: bool = False,  # noqa: A002 - the option's name
+        workers: int = 0,
     ) -> None:
         """Compile the backbone only: solvers decide by values."""
+        if workers < 0:
+            raise ConfigError(f"{workers} processes cannot be: give 0 or more.")
         if compile:
             model.feature_map = torch.compile(model.feature_map)
         super().__init__(model, *settings)
+        self.workers = workers
+
+    def setup(self, stage: str) -> None:
+        """Start the processes."""
+        own = self.model.objective
+        if self.workers and own.pool is None:
+            own.pool = SolverPool(self.workers, solver=own.solver, **own.solver_options)
+
+    def teardown(self, stage: str) -> None:
+        """End the processes."""
+        if self.model.objective.pool is not None:
+            self.model.objective.pool.close()
+            self.model.objective.pool = None
 
     def output(self, batch: Mapping[str, Any]) -> ObjectiveOutput:
         """Return loss and statistics of a batch."""

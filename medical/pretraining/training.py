@@ -15,6 +15,7 @@ from crossband.medical.data.layouts import find
 from crossband.medical.data.radiographs import RadiographStore
 from crossband.medical.data.records import Collection, Record
 from crossband.medical.data.splits import folds, patients_split
+from crossband.medical.data.tolerant import GoingOn
 from crossband.medical.data.transforms import PRETRAINING, Normalisation
 from crossband.medical.data.views import EvalViews, PretrainCrops
 from crossband.medical.jobs import given_statistics
@@ -196,7 +197,14 @@ def gather_material(config: PretrainConfig) -> Material:
     )
     squares = _Squares(val, store, config.size, normalise)
     names = [record.name for record in (*train, *val)]
-    return Material(crops, squares, data_sets, statistics, list_digest(names), notes)
+    return Material(
+        GoingOn(crops, train, Names(False)),
+        GoingOn(squares, val, Names(False)),
+        data_sets,
+        statistics,
+        list_digest(names),
+        notes,
+    )
 
 
 class _Squares(Dataset):
@@ -252,8 +260,16 @@ def _statistics(
     step = max(1, len(records) // _SAMPLE)
     sums = np.zeros(3)
     for record in records[::step]:
-        values = store.read(record.path).astype(np.float64) / 255
+        try:
+            values = store.read(record.path).astype(np.float64) / 255
+        except DataError:  # told when it is its turn
+            continue
         sums += (values.size, values.sum(), np.square(values).sum())
+    if not sums[0]:
+        raise DataError(
+            f"None of {len(records[::step])} images of {collection.root} can be read: "
+            "`crossband medical data check` says why."
+        )
     mean = sums[1] / sums[0]
     std = (sums[2] / sums[0] - mean**2) ** 0.5
     return given_statistics([round(float(mean), 4), round(float(std), 4)])

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from crossband.shared.cli.domain import Verb
 from crossband.shared.cli.parser import parse
+from crossband.shared.errors import ConfigError
 from crossband.shared.training.run_folder import RunFolder
 
 Options = TypeVar("Options")
@@ -21,6 +22,15 @@ def stored_options(verb: Verb, folder: RunFolder, given: Options) -> Options:
         verb: What the run is one of.
         folder: Its folder, which holds config.yaml.
         given: Options of the command line.
+
+    Raises:
+        ConfigError: a run of another command.
     """
-    stored = parse(verb, ["--config", str(folder.config)])
+    try:
+        stored = parse(verb, ["--config", str(folder.config)])
+    except ConfigError as error:
+        raise ConfigError(
+            f"--resume {folder.path}: the options of that run are not those of this command (it "
+            f"is a run of another one, or of another version): {error}"
+        ) from error
     return replace(stored, **{name: getattr(given, name) for name in _KEPT})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,8 @@ class RunFolder:
         if "LOCAL_RANK" in os.environ:  # a process of a distributed run takes its parent's
             stamp = os.environ.get(_STAMP, stamp)
         os.environ[_STAMP] = stamp
-        folder = cls(out or Path("runs") / f"{label}-{stamp}")
+        name = re.sub(r"[^\w.+-]+", "-", label)  # timm:NAME is no name of a folder everywhere
+        folder = cls(out or Path("runs") / f"{name}-{stamp}")
         if folder.last.exists() or folder.best.exists():
             raise ConfigError(
                 f"{folder.path} already holds a run: choose another --out, or go on with it by "

@@ -17,10 +17,15 @@ TINY = (
     *SMALL,
 )
 LUNGS = (
-    *(*TINY, "--task", "segmentation", "--network.channels", 8, "--network.detail", 4),
-    *("--size", 64, "--network.arguments", *SIZES[:3], "patch_size=16"),
+    *(*TINY, "--task", "segmentation", "--size", 64, "--network.arguments", *SIZES[:3]),
+    *("patch_size=16", "channels=[4,8,8,16]"),
 )
 MASKED = ("decoder_embed_dim=16", "decoder_depth=1", "decoder_num_heads=2")
+
+
+def words(root: Path, out: Path, *more: object) -> list[object]:
+    """Return the options of a short `train`."""
+    return [*TINY, "--data.root", root, "--out", out, "--quiet", *more]
 
 
 @pytest.fixture(scope="session", autouse=True)

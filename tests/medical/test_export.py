@@ -46,6 +46,7 @@ def test_findings_of_an_export_are_those_of_the_checkpoint(
     assert reader.predict(pixels) == pytest.approx(load(best).predict(pixels), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_masks_of_an_export_are_those_of_the_checkpoint(
     lungs: Path, xrays: Path, medical, tmp_path: Path
 ) -> None:

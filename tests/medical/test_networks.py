@@ -11,6 +11,7 @@ from crossband.medical.config import NetworkConfig, OptimizerConfig, TrainConfig
 from crossband.shared.backbones.vit import ViTClassifier
 from crossband.shared.errors import ConfigError
 from crossband.shared.heads.vit_segmentor import ViTSegmentor
+from crossband.shared.heads.vit_unet import ViTUNet
 from crossband.shared.training.optimizers import parameter_groups
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
@@ -55,13 +56,18 @@ def test_cnns_of_other_libraries(name: str, head: str) -> None:
 def test_networks_of_masks() -> None:
     pytest.importorskip("monai", reason="extra medical")
     segmenting = {"task": "segmentation"}
-    small = NetworkConfig(channels=8, detail=0, arguments=SMALL)
+    small = NetworkConfig(decoder="upernet", channels=8, detail=0, arguments=SMALL)
     for name in ("chest_mae_vit_tiny", "chest_mae_vit_tiny_upernet"):
         given = config(model=name, network=small, **segmenting)
         model = networks.build(networks.describe(given, 2))
         assert isinstance(model, ViTSegmentor)
+    for name in ("chest_mae_vit_tiny", "chest_mae_vit_tiny_unet"):
+        deep = NetworkConfig(arguments=SMALL | {"channels": [4, 8, 8]})
+        given = config(model=name, network=deep, **segmenting)
+        joined = networks.build(networks.describe(given, 2))
+        assert isinstance(joined, ViTUNet)
     unet = networks.build(networks.describe(config(model="unet", **segmenting), 2))
-    for network in (model, unet):
+    for network in (model, joined, unet):
         with torch.no_grad():
             assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
     for name in ("densenet121", "timm:resnet18"):
@@ -72,7 +78,7 @@ def test_networks_of_masks() -> None:
             networks.describe(
                 config(
                     model="chest_mae_vit_tiny",
-                    network=NetworkConfig(detail=4, arguments=SMALL),
+                    network=NetworkConfig(decoder="upernet", detail=4, arguments=SMALL),
                     **segmenting,
                 ),
                 2,
@@ -80,8 +86,9 @@ def test_networks_of_masks() -> None:
         )
     with pytest.raises(ConfigError, match="is for --task classification"):
         networks.describe(config(model="chest_mae_vit_tiny", tuning="lora", **segmenting), 2)
-    with pytest.raises(ConfigError, match="take --task segmentation"):
-        networks.describe(config(model="unet"), 2)
+    for name in ("unet", "chest_mae_vit_tiny_unet", "chest_mae_vit_tiny_upernet"):
+        with pytest.raises(ConfigError, match="take --task segmentation"):
+            networks.describe(config(model=name), 2)
 
 
 def test_layer_decay_falls_from_the_head_down() -> None:

@@ -16,7 +16,7 @@ from crossband.medical.data.radiographs import read_radiograph
 from crossband.shared import load
 from crossband.shared.checkpoints import read_config
 
-from .conftest import LUNGS, SIZES
+from .conftest import LUNGS, TINY
 
 
 def rows_of(root: Path, split: str) -> list[dict[str, str]]:
@@ -106,16 +106,24 @@ def test_broken_images_and_masks_are_listed_without_names(
     assert "image-" in error and Path(bad["image"]).stem not in error
 
 
-def test_an_encoder_is_taken_over_and_may_stay(mae: Path, xrays, medical, tmp_path) -> None:
-    more = [*LUNGS, "--network.arguments", *SIZES, "--network.detail", 0, "--size", 32]
+@pytest.mark.parametrize("decoder", ["unet", "upernet"])
+def test_an_encoder_is_taken_over_and_may_stay(
+    mae: Path, xrays: Path, medical, tmp_path: Path, decoder: str
+) -> None:
+    more = [*TINY, "--task", "segmentation", "--network.decoder", decoder]
+    if decoder == "unet":
+        more += ["--network.arguments", "channels=[4,8,8]"]  # patches of 8 pixels need three levels
+    else:
+        more += ["--network.channels", 8, "--network.detail", 0]
     more += ["--data.root", xrays, "--weights", mae, "--tuning", "linear", "--quiet"]
     assert medical("train", *more, "--trainer.max_epochs", 1, "--out", tmp_path / "r") == 0
     trained, before = load_file(tmp_path / "r/best.safetensors"), load_file(mae)
-    mine = {k.removeprefix("backbone.vit."): v for k, v in trained.items() if ".vit." in k}
+    inner = "vit." if decoder == "unet" else "backbone.vit."
+    mine = {k.removeprefix(inner): v for k, v in trained.items() if k.startswith(inner)}
     shared = mine.keys() & before.keys()
     assert len(shared) >= 28 and all((mine[k] == before[k]).all() for k in shared)
     part = load_file(tmp_path / "r/tuned.safetensors")
-    assert part and not any(".vit." in key for key in part)
+    assert part and not any(key.startswith(inner) for key in part)
     image = read_radiograph(sorted((xrays / "images").iterdir())[0]).pixels
     one, two = (load(tmp_path / f"r/{n}.safetensors") for n in ("best", "tuned"))
     np.testing.assert_array_equal(one.predict(image), two.predict(image))
@@ -136,7 +144,8 @@ def test_lungs_are_found(xrays: Path, medical, tmp_path: Path) -> None:
         (("--tuning", "lora"), "is for --task classification"),
         (("--loss.name", "bce"), "ce or ce_dice"),
         (("--monitor", "auroc"), "take dice or loss"),
-        (("--network.arguments", "patch_size=8"), "patches of 16 pixels"),
+        (("--network.decoder", "upernet", "--network.arguments", "patch_size=8"), "of 16 pixels"),
+        (("--network.arguments", "patch_size=8"), "channels"),
         (("--loss.class_weights", 1, 2, 3), "3 numbers for 2 classes"),
         (("--loss.balance", 1), "are for findings"),
     ],

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from crossband.medical import networks
 from crossband.medical.classification import calibrated, loss_weights
-from crossband.medical.cli import DOMAIN
 from crossband.medical.config import LossConfig, SourceConfig, TrainConfig
 from crossband.medical.data.csv_set import read
 from crossband.medical.data.radiographs import read_radiograph
@@ -24,18 +23,13 @@ from crossband.medical.data.synthetic import make_synthetic
 from crossband.medical.scoring import Readings
 from crossband.shared import load
 from crossband.shared.checkpoints import read_config
-from crossband.shared.cli.parser import parse, recipes_of
-from crossband.shared.errors import CheckpointError, ConfigError
+from crossband.shared.errors import ConfigError
 from crossband.shared.metrics.calibration import fit_temperature
 from crossband.shared.tasks.base import Task
 
-from .conftest import TINY
+from .conftest import words
 
 FINDINGS = ["Cardiomegaly", "Effusion", "Mass", "Nodule", "Pneumothorax"]
-
-
-def words(root: Path, out: Path, *more: object) -> list[object]:
-    return [*TINY, "--data.root", root, "--out", out, "--quiet", *more]
 
 
 def changed(first: Path, second: Path) -> set[str]:
@@ -307,75 +301,6 @@ def test_a_stopped_run_goes_on_exactly(run: Path, xrays: Path, medical, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("tuning", "trained", "part"),
-    [
-        (("linear",), ("head.",), 1 / 10),
-        (("lora", "--tuner.rank", 2), ("head.", "fc_norm.", "lora_"), 1 / 5),
-        (("dvpt", "--tuner.prompts", 4, "--tuner.rank", 2), ("head.", "fc_norm.", "!"), 1 / 2),
-    ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else None,
-)
-def test_tuning_trains_what_it_says(
-    mae: Path, xrays: Path, medical, tmp_path: Path, capsys, tuning, trained, part
-) -> None:
-    base = shutil.copy(mae, tmp_path / "mae.safetensors")
-    out = tmp_path / "r"
-    more = ["--tuning", *tuning, "--weights", base, "--optimizer.lr", "1e-2"]
-    assert medical("train", *words(xrays, out, *more), "--trainer.max_epochs", 2) == 0
-    best, tuned = out / "best.safetensors", out / "tuned.safetensors"
-    # What came with the base file is as it was; what moved is the head and what was added.
-    before, whole = load_file(base), load_file(best)
-    kept = {k: k.replace(".layer.", ".") for k in whole if k in before}
-    assert len(kept) >= 28 - 4 and all(torch.equal(whole[k], before[k]) for k in kept)
-    moved = load_file(tuned).keys()
-    assert not moved & before.keys() and "head.weight" in moved
-    if "!" not in trained:
-        assert all(any(word in key for word in trained) for key in moved)
-    assert tuned.stat().st_size < best.stat().st_size
-    numbers = sum(v.numel() for v in load_file(tuned).values())
-    assert numbers < part * sum(v.numel() for v in whole.values())
-    # The part and its base give what the whole gives.
-    image = read_radiograph(sorted((xrays / "images").iterdir())[0]).pixels
-    assert load(tuned).predict(image) == pytest.approx(load(best).predict(image), abs=1e-7)
-    assert load(tuned).thresholds == load(best).thresholds
-    capsys.readouterr()
-    bundle = ["--format", "monai-bundle", "--out", tmp_path / "bundle"]
-    assert medical("export", "--weights", tuned, *bundle) == 2
-    assert "give best.safetensors" in capsys.readouterr().err
-    moved_on = tmp_path / "elsewhere"
-    shutil.copytree(out, moved_on)
-    shutil.move(base, moved_on / "mae.safetensors")  # beside the part it is found too
-    there = load(moved_on / "tuned.safetensors").predict(image)
-    assert there == pytest.approx(load(best).predict(image), abs=1e-7)
-    with pytest.raises(CheckpointError, match="is not there"):
-        load(tuned)
-    other = {k: v + 1e-3 for k, v in before.items()}
-    save_file(other, base)
-    with pytest.raises(CheckpointError, match="has changed since"):
-        load(tuned)
-    line = ["--weights", tuned, "--out", tmp_path / "f.csv"]
-    assert medical("predict", xrays / "images", *line) == 2
-    assert "has changed since" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("model", ["densenet121", "resnet50"])
-def test_the_head_of_a_cnn_alone(model: str) -> None:
-    """Statistics of batches stay too, so that the base is as it was."""
-    pytest.importorskip("monai", reason="extra medical")
-    config = TrainConfig(model=model, tuning="linear")
-    description = networks.describe(config, 3)
-    network = networks.build(description)
-    networks.tune(network, description)
-    head = networks.head_of(network)
-    learned = {name for name, p in network.named_parameters() if p.requires_grad}
-    assert learned == {f"{head}.weight", f"{head}.bias"}
-    before = {k: v.clone() for k, v in network.state_dict().items()}
-    network.train()(torch.randn(2, 3, 64, 64)).sum().backward()
-    after = network.state_dict()
-    assert all(torch.equal(before[k], after[k]) for k in before)
-
-
-@pytest.mark.parametrize(
     "more",
     [
         ("--trainer.accumulate_grad_batches", 2, "--trainer.ema_decay", 0.5),
@@ -419,81 +344,3 @@ def test_json_is_one_object(xrays: Path, medical, tmp_path: Path, capsys) -> Non
     assert medical("train", *line, "--trainer.max_epochs", 1, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["weights"].endswith("best.safetensors") and found["headline"]["mean_auroc"]
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("--model", "chest_mae_vit_smal"), "Did you mean"),
-        (("--model", "unet"), "gives masks: take --task segmentation"),
-        (("--model", "chest_mae_vit_tiny_upernet"), "gives masks: take --task segmentation"),
-        (("--model", "densenet121", "--optimizer.layer_decay", 0.55), "is for plain ViTs"),
-        (("--tuning", "lora"), "give pre-trained weights"),
-        (("--loss.name", "ce"), "does not fit findings"),
-        (("--loss.name", "ce_dice"), "are for masks"),
-        (("--loss.class_weights", 1, 2), "give --loss.pos_weight"),
-        (("--loss.pos_weight", 1, 2), "2 numbers for 5 outputs"),
-        (("--loss.balance", -1), "a power above 0"),
-        (("--data.labels", "Cardiomegally"), "Did you mean 'Cardiomegaly'"),
-        (("--data.target", "weight"), "weight"),
-        (("--data.val_fraction", 0.9, "--data.test_fraction", 0.2), "below 1"),
-        (("--statistics", 0.5), "give mean and deviation"),
-        (("--weights", "nowhere.pth"), "nowhere.pth does not exist"),
-        (("--data.folds", 2, "--data.fold", 5), "a fold from 0"),
-        (("--augment.resize", 16), "less than the crop of 32"),
-        (("--augment.crop_min", 0), "between 0 and 1"),
-        (("--augment.auto_augment", "hard"), "not a RandAugment policy"),
-        (("--monitor", "dice"), "are for masks"),
-        (("--model", "statistics", "--tuning", "linear"), "takes no --weights"),
-    ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
-)
-def test_options_that_cannot_work_are_one_sentence(
-    xrays: Path, medical, tmp_path: Path, capsys, more: tuple, message: str
-) -> None:
-    assert medical("train", *words(xrays, tmp_path / "r"), *more, "--dry-run") == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1, error
-    assert not (tmp_path / "r").exists()
-
-
-def test_weights_of_another_network_are_refused(
-    run: Path, lungs: Path, xrays: Path, medical, tmp_path: Path, capsys
-) -> None:
-    line = words(xrays, tmp_path / "r", "--dry-run")
-    torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
-    assert medical("train", *line, "--weights", tmp_path / "other.pth") == 2
-    assert "other.pth" in capsys.readouterr().err
-    wide = ["--network.arguments", "embed_dim=48", "depth=2", "num_heads=2", "patch_size=8"]
-    assert medical("train", *line, "--weights", run / "best.safetensors", *wide) == 2
-    error = capsys.readouterr().err
-    assert str(run / "best.safetensors") in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", sorted(recipes_of(DOMAIN.verbs["train"])))
-def test_recipes_read_their_first_batch(name: str, nih: Path, medical, tmp_path: Path) -> None:
-    config = parse(DOMAIN.verbs["train"], ["--recipe", name])
-    root = nih
-    if config.task == "segmentation":
-        root = make_synthetic(tmp_path / "x", 12, size=64, layout="csv")
-    more = ["--loader.num_workers", 0, "--loader.batch_size", 2, "--data.val_fraction", 0.3]
-    more += ["--dry-run", "--quiet"]
-    if config.data.labels:  # CheXpert's names
-        more += ["--data.labels", "Cardiomegaly", "Edema"]
-    if config.monitor == "accuracy":
-        more += ["--data.target", "view"]
-    line = ["--recipe", name, "--data.root", root, *more, "--out", tmp_path / "r"]
-    assert medical("train", *line) == 0 and not (tmp_path / "r").exists()
-
-
-def test_recipes_are_the_published_ones() -> None:
-    verb = DOMAIN.verbs["train"]
-    for name, rate in (("nih", 0.55), ("nih_base", 0.55), ("nih_cnn", 1.0), ("chexpert", 0.55)):
-        config = parse(verb, ["--recipe", name])
-        batch = 8 * config.loader.batch_size  # on the paper's eight devices
-        assert batch == 1024 and config.optimizer.lr == pytest.approx(2.5e-4 * batch / 256)
-        assert config.optimizer.layer_decay == rate and config.trainer.max_epochs == 75
-        warmup = config.schedule.warmup_fraction * config.trainer.max_epochs
-        assert warmup == pytest.approx(5, rel=1e-2)
-        assert config.augment.auto_augment == "rand-m6-mstd0.5-inc1"
-        assert config.select_on == "val"

@@ -20,9 +20,9 @@ from crossband.medical.data.transforms import (
     NIH,
     PRETRAINING,
     Normalisation,
-    _random_box,
     centre_view,
     rand_augment,
+    random_box,
     random_view,
 )
 from crossband.medical.data.views import (
@@ -190,7 +190,7 @@ def test_random_views_are_torchvisions_crop_of_the_same_box(monkeypatch) -> None
     from crossband.medical.data import transforms
 
     pixels, box = phantom(3, (120, 150)), (11, 23, 64, 77)
-    monkeypatch.setattr(transforms, "_random_box", lambda *_: box)
+    monkeypatch.setattr(transforms, "random_box", lambda *_: box)
     rgb = Image.fromarray(np.repeat(pixels[..., None], 3, 2))
     wanted = F.resized_crop(rgb, *box, [48, 48], InterpolationMode.BICUBIC)
     draw = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def test_boxes_have_torchvisions_distribution() -> None:
     from torchvision.transforms import RandomResizedCrop
 
     shape, scale, draw = (100, 140), (0.3, 0.8), np.random.default_rng(0)
-    ours = np.array([_random_box(shape, scale, draw) for _ in range(3000)], float)
+    ours = np.array([random_box(shape, scale, draw) for _ in range(3000)], float)
     torch.manual_seed(0)
     image = torch.zeros(1, *shape)
     theirs = np.array(
@@ -223,7 +223,7 @@ def test_boxes_have_torchvisions_distribution() -> None:
 def test_the_box_of_an_image_too_narrow_for_any_is_its_centre(shape: tuple[int, int]) -> None:
     from torchvision.transforms import RandomResizedCrop
 
-    ours = _random_box(shape, (0.9, 1.0), np.random.default_rng(0))
+    ours = random_box(shape, (0.9, 1.0), np.random.default_rng(0))
     assert ours == RandomResizedCrop.get_params(torch.zeros(1, *shape), [0.9, 1.0], [3 / 4, 4 / 3])
 
 
@@ -399,6 +399,6 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
 def test_areas_of_pretraining_are_between_half_and_all() -> None:
     areas = []
     for index in range(200):
-        _, _, height, width = _random_box((224, 224), (0.5, 1.0), item_random(0, index))
+        _, _, height, width = random_box((224, 224), (0.5, 1.0), item_random(0, index))
         areas.append(height * width / 224**2)
     assert 0.48 < min(areas) < 0.55 and 0.9 < max(areas) <= 1.0
