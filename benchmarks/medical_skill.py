@@ -29,7 +29,6 @@ from crossband.shared.metrics.ranking import auroc, bootstrap, mean_auroc
 
 NETWORK = {"embed_dim": 128, "depth": 8, "num_heads": 4}
 SMALL = " ".join(f"{name}={value}" for name, value in NETWORK.items())
-DECODER = "decoder_embed_dim=96 decoder_depth=1 decoder_num_heads=4"
 COLUMNS = ("AP view", "COVID-19", "Viral", "Bacterial")
 MAE = "--weights {work}/mae/best.safetensors"
 RECIPE = "--recipe lungs --trainer.check_val_every_n_epoch 2"
@@ -103,11 +102,7 @@ def write_labels(data: Path, path: Path) -> None:
 def pretrain(data: Path, work: Path) -> None:
     """Train the masked autoencoder on the images of train and val."""
     crossband(
-        f"pretrain --model vit_tiny --arguments {SMALL} {DECODER} --mask_ratio 0.9 "
-        "--data.splits train val --data.val_fraction 0.04 --loader.batch_size 64 "
-        "--optimizer.lr 1.5e-3 --optimizer.betas 0.9 0.95 --optimizer.weight_decay 0.05 "
-        "--optimizer.decay_norm_and_bias false --schedule.warmup_fraction 0.05 --schedule.min_lr 0 "
-        "--trainer.max_epochs 200 --trainer.check_val_every_n_epoch 10 --precision bf16",
+        "pretrain --recipe small --data.splits train val --precision bf16",
         *("--data.root", data, "--out", work / "mae"),
     )
 

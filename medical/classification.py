@@ -146,7 +146,10 @@ def loss_weights(
     if not config.loss.balance:
         return {name: given}
     labels = label_matrix(records)
-    share = np.nanmean(labels, 0).clip(1e-4, 1 - 1e-4)
+    known = (~np.isnan(labels)).sum(0)
+    # One half where nothing is known, so that the weight of what is not counted is a number.
+    share = np.where(known > 0, np.nansum(labels, 0) / np.maximum(known, 1), 0.5)
+    share = share.clip(1e-4, 1 - 1e-4)
     if not exclusive:
         return {name: (((1 - share) / share) ** config.loss.balance).tolist()}
     weights = share**-config.loss.balance

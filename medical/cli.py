@@ -28,12 +28,13 @@ DOMAIN = Domain(
         "pretrain": Verb(
             config=f"{_HERE}.config:PretrainConfig",
             run=f"{_HERE}.pretraining.training:pretrain",
-            summary="pre-train a ViT or a CNN without labels, by masked images",
+            summary="pre-train a network without labels: masked images, or matching of views",
             examples=(
                 "crossband medical pretrain --recipe xray --data.root nih/ --data.root chexpert/",
                 "crossband medical pretrain --method cnn-mae --model densenet121 --data.root nih/",
+                "crossband medical pretrain --recipe lvm_med_r50 --data.root ct/ --data.root xray/",
             ),
-            recipes=f"{_HERE}.pretraining",
+            recipes=(f"{_HERE}.pretraining", f"{_HERE}.lvm_med"),
         ),
         "train": Verb(
             config=f"{_HERE}.config:TrainConfig",
@@ -41,7 +42,8 @@ DOMAIN = Domain(
             summary="train a network for findings or masks: the whole of it, or a few parameters",
             examples=(
                 "crossband medical train --recipe nih --weights mae.safetensors --data.root nih/",
-                "crossband medical train --recipe lungs --weights mae.safetensors --data.root cxr/",
+                "crossband medical train --recipe lungs --weights small.safetensors "
+                "--data.root cxr/",
             ),
             recipes=f"{_HERE}.chest_mae",
         ),

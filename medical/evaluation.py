@@ -13,7 +13,7 @@ from crossband.medical.config import EvaluateConfig, SourceConfig
 from crossband.medical.data.radiographs import RadiographStore
 from crossband.medical.data.records import Record
 from crossband.medical.data.splits import Gathered, gather
-from crossband.medical.jobs import NOT_A_DEVICE
+from crossband.medical.jobs import DRAWN_BY, NOT_A_DEVICE, data_set_name
 from crossband.medical.privacy import NamedStore, Names
 from crossband.medical.reader import Reader
 from crossband.medical.scoring import EXPLANATION, Readings, read_all, score, subgroups
@@ -43,6 +43,7 @@ def evaluate(config: EvaluateConfig) -> int | None:
         source.labels = list(model.findings) if model.config["multilabel"] else []
     gathered = gather(source, labelled=isinstance(model, Reader))
     split = config.data.split
+    _same_draw(model, gathered, config)
     records = [r for c in gathered.collections for r in c.split(split)]
     if not records:
         raise DataError(
@@ -71,7 +72,9 @@ def evaluate(config: EvaluateConfig) -> int | None:
         "protocol": protocol(config, model, readings.records) | {"explanation": EXPLANATION},
         **score(model, readings, resamples=config.bootstrap, seed=config.seed),
         "temperature": model.temperature,
-        "subgroups": subgroups(model, readings, seed=config.seed),
+        "subgroups": subgroups(
+            model, readings, resamples=min(200, config.bootstrap), seed=config.seed
+        ),
         "left_out": readings.problems,
     }
     write_text(out / "metrics.json", json_text(results) + "\n")
@@ -112,6 +115,29 @@ def protocol(
 
 def _window(config: EvaluateConfig, model: Reader | Segmenter) -> list[float]:
     return config.data.window or model.config["reading"]["window"]
+
+
+def _same_draw(model: Reader | Segmenter, gathered: Gathered, config: EvaluateConfig) -> None:
+    """Refuse to draw the splits of the training data anew in another way.
+
+    Raises:
+        ConfigError: they would be, so that images that were learned from could be scored.
+    """
+    trained = model.config.get("protocol", {})
+    split, drawn_by = config.data.split, trained.get("drawn_by", {})
+    again = any(
+        split in c.drawn and data_set_name(c) in trained.get("data_sets", ())
+        for c in gathered.collections
+    )
+    # What is drawn to test on does not depend on the others.
+    names = DRAWN_BY[:2] if split == "test" else DRAWN_BY
+    other = [n for n in names if n in drawn_by and getattr(config.data, n) != drawn_by[n]]
+    if again and other:
+        remedy = " ".join(f"--data.{name} {drawn_by[name]}" for name in other)
+        raise ConfigError(
+            f"The split {split!r} is drawn from the data that {config.weights} was trained on, in "
+            f"another way than then, and may hold what it learned from: give {remedy}."
+        )
 
 
 def _same_findings(reader: Reader, gathered: Gathered, config: EvaluateConfig) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from crossband.medical.catalog import MEAN, STD
 from crossband.medical.config import TrainConfig
 from crossband.medical.data.radiographs import RadiographStore
-from crossband.medical.data.records import Record
+from crossband.medical.data.records import Collection, Record
 from crossband.medical.data.splits import Gathered, gather
 from crossband.medical.data.transforms import Normalisation
 from crossband.medical.privacy import NOT_A_DEVICE, NamedStore, Names
@@ -23,6 +23,9 @@ from crossband.shared.files import list_digest
 from crossband.shared.tasks.base import Task
 from crossband.shared.training.callbacks import RunBook
 from crossband.shared.training.run_folder import RunFolder
+
+# Options that say which patients are in which split, where a set does not.
+DRAWN_BY = ("seed", "test_fraction", "val_fraction", "folds", "fold")
 
 
 @dataclass
@@ -139,10 +142,11 @@ def common_facts(
         "modality": "X-ray",
         "intended_use": NOT_A_DEVICE,
         "protocol": {
-            "data_sets": [f"{c.root.name} ({c.layout})" for c in gathered.collections],
+            "data_sets": [data_set_name(c) for c in gathered.collections],
             "images": {"train": len(gathered.train), config.select_on: len(chosen)},
             "patients": {"train": _patients(gathered.train), config.select_on: _patients(chosen)},
             "sha256": list_digest(names),
+            "drawn_by": {name: getattr(config.data, name) for name in DRAWN_BY},
             "weights_chosen_on": selection,
             "pretrained": config.weights,
             "tuning": config.tuning,
@@ -150,6 +154,11 @@ def common_facts(
             "machine": machine(),
         },
     }
+
+
+def data_set_name(collection: Collection) -> str:
+    """Return what a checkpoint calls a data set."""
+    return f"{collection.root.name} ({collection.layout})"
 
 
 def _patients(records: list[Record]) -> int | None:

@@ -97,6 +97,11 @@ def describe(config: TrainConfig, classes: int) -> dict[str, Any]:
             f"--optimizer.layer_decay {config.optimizer.layer_decay:g} is for plain ViTs: give "
             f"--optimizer.layer_decay 1 (or a recipe for CNNs) with {config.model}."
         )
+    if config.tuning in ("lora", "dvpt") and config.optimizer.layer_decay != 1:
+        raise ConfigError(
+            f"--optimizer.layer_decay {config.optimizer.layer_decay:g} would all but stop what "
+            f"--tuning {config.tuning} adds to the early blocks: give --optimizer.layer_decay 1."
+        )
     found: dict[str, Any] = {"name": name, "arguments": arguments | config.network.arguments}
     if config.tuning != "full":
         found["tuning"] = {"kind": config.tuning}
@@ -149,13 +154,20 @@ def head_of(model: nn.Module) -> str:
 def load_pretrained(model: nn.Module, path: str) -> str:
     """Load pre-trained weights; return a line that says what was loaded.
 
+    Of `pretrain` on views, and of LVM-Med's authors, the backbone is taken.
+
     Raises:
         CheckpointError: unreadable, or of another network.
     """
     from crossband.medical.chest_mae import official
+    from crossband.medical.pretraining import encoders
 
     if isinstance(model, ViTSegmentor | ViTUNet):
         return str(load_vit(model.vit, path))
+    encoder = encoders.read_ours(path)
+    encoder = encoders.read_authors(model, path) if encoder is None else encoder
+    if encoder is not None:
+        return str(encoders.load_encoder(model, encoder, path)) + "; the head starts anew"
     return str(official.load_pretrained(model, path))
 
 

@@ -33,7 +33,6 @@ from crossband.shared.heatmaps import overlay as heat_overlay
 from crossband.shared.prediction import predict_each
 from crossband.shared.reports.figures import overlay
 
-_LATERAL = ("LATERAL", "LL", "RL")
 _LONGEST = 160  # characters of a file's stem
 
 
@@ -109,7 +108,7 @@ def _findings(config: PredictConfig, paths: list[Path], names: Names) -> int | N
                 name: round(float(p), 6) for name, p in zip(reader.findings, chance, strict=True)
             },
             "present": [n for n, one in zip(reader.findings, present, strict=True) if one],
-            "notes": _notes(image),
+            "notes": list(image.notes),
         }
         if config.heatmaps:
             stem = pictures / _stem(shown, taken)
@@ -190,7 +189,7 @@ def _masks(config: PredictConfig, paths: list[Path], names: Names) -> int | None
                 name: round(int(n) / ids.size, 6)
                 for name, n in zip(segmenter.classes, counts, strict=True)
             },
-            "notes": _notes(image),
+            "notes": list(image.notes),
         }
 
     return predict_each(
@@ -203,13 +202,6 @@ def _read(path: Path, window: Sequence[float], names: Names) -> tuple[Radiograph
         return read_radiograph(path, window), names.image(path)
     except DataError as error:
         raise DataError(names.error(error, path)) from None
-
-
-def _notes(image: Radiograph) -> list[str]:
-    notes = list(image.notes)
-    if image.view in _LATERAL and not any("lateral" in note.lower() for note in notes):
-        notes.append("A lateral view: the network was trained on frontal ones.")
-    return notes
 
 
 def _stem(shown: str, taken: dict[str, str]) -> str:

@@ -9,6 +9,7 @@ by trying all of them.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -56,8 +57,9 @@ class Names:
         for path in paths:
             if path is not None:
                 shown = self.image(path)
-                for word in (str(path), Path(path).name):
-                    text = text.replace(word, shown)
+                text = text.replace(str(path), shown)
+                # As a whole word: files of an archive are called 1, or I.
+                text = re.sub(rf"(?<!\w){re.escape(Path(path).name)}(?!\w)", shown, text)
         return text
 
 

@@ -14,6 +14,7 @@ from crossband.medical.privacy import Names, Store
 from crossband.medical.reader import Reader
 from crossband.medical.scoring import EXPLANATION, Readings, finding_rows, text
 from crossband.shared.cli.output import format_table
+from crossband.shared.errors import ConfigError
 from crossband.shared.metrics.calibration import reliability
 from crossband.shared.reports.figures import confusion, curves, png
 from crossband.shared.reports.html import Report
@@ -186,7 +187,11 @@ def _add_heatmaps(
         for number, k in _surest(chance, labels, right, half):
             record = readings.records[number]
             pixels = store.read(record.path)
-            heat = heatmap(reader, pixels, k, "gradient")
+            try:
+                heat = heatmap(reader, pixels, k, "gradient")
+            except ConfigError as error:  # a network that has none still has scores
+                report.text(f"No heatmaps: {error}")
+                return
             found = reader.findings[k]
             verdict = "labelled so" if right else "not labelled so"
             caption = f"{names.image(record.path, record.name)}: {found} {chance[number, k]:.2f}"

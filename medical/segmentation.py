@@ -28,6 +28,7 @@ from crossband.medical.privacy import NamedStore, Names, Store
 from crossband.medical.report import protocol_text
 from crossband.medical.scoring import text
 from crossband.medical.segmenter import Segmenter
+from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
 from crossband.shared.cli.output import format_table, print_json
 from crossband.shared.errors import EXIT_PARTIAL, ConfigError, DataError
 from crossband.shared.files import json_text, write_text
@@ -221,6 +222,9 @@ def _finish(config: TrainConfig, folder: RunFolder, chosen: list[Record], book: 
     segmenter = Segmenter.load(folder.best, device=config.device, precision=config.precision)
     names, store = Names(config.keep_ids), reading(config)
     scores = score_masks(segmenter, chosen, store, names)
+    checkpoint = load_checkpoint(folder.best)
+    metrics = {f"{config.select_on}_mean_dice": scores["dice"]["value"]}
+    save_checkpoint(folder.best, checkpoint.state_dict, checkpoint.config | {"metrics": metrics})
     minutes = round(book.seconds / 60, 2)
     protocol = segmenter.config["protocol"] | {"split": config.select_on, "minutes": minutes}
     results = {

@@ -164,12 +164,19 @@ class LoadMaskd(MapTransform):
         self.size, self.classes = size, classes
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace paths by masks."""
+        """Replace paths by masks.
+
+        Raises:
+            DataError: a file that cannot be read; it is called by a name that may be shown.
+        """
         found = dict(data)
         for key in self.key_iterator(data):
             path = Path(data[key])
-            mask = Image.fromarray(read_mask(Record(path, path.name, mask=path), self.classes))
-            mask = mask.resize((self.size, self.size), Image.Resampling.NEAREST)
+            try:
+                ids = read_mask(Record(path, path.name, mask=path), self.classes)
+            except DataError as error:
+                raise DataError(Names(False).error(error, path)) from None
+            mask = Image.fromarray(ids).resize((self.size, self.size), Image.Resampling.NEAREST)
             found[key] = torch.from_numpy(np.array(mask)).long()[None]
         return found
 

@@ -153,19 +153,13 @@ def _read_all(
             mask = read_photo(record.mask).pixels.shape[:2] if record.mask else None
         except DataError as error:
             name = names.image(record.path, record.name)
-            look.unreadable.append((name, _reason(names, error, record)))
+            look.unreadable.append((name, names.error(error, record.path, record.mask)))
             continue
         _count(look, record, image)
         if mask is not None and mask != image.pixels.shape:
             look.remarks["The mask has another size than the image."] += 1
         if config.out and number % every == 0 and len(look.tiles) < _SHEET_IMAGES:
             look.tiles.append(_tile(image.pixels))
-
-
-def _reason(names: Names, error: DataError, record: Record) -> str:
-    """Return a message that names neither the image nor its mask unless it may."""
-    reason = names.error(error, record.path)
-    return names.error(DataError(reason), record.mask) if record.mask else reason
 
 
 def _count(look: Look, record: Record, image: Radiograph) -> None:

@@ -42,6 +42,7 @@ ROLES = {
     "age": ("age", "patientage", "ageyears"),
     "mask": ("mask", "lungmask", "maskpath", "maskfile", "segmentation"),
 }
+_SHOWN = 6  # columns named in a note
 _MASK_FOLDERS = ("masks", "lung_masks", "mask")
 
 
@@ -178,6 +179,11 @@ def _labels(
         if name in wanted or (name and name not in roles.values() and _is_finding(table, place))
     )
     values, notes = settle(numbers(table, findings), findings, config.uncertain, chexpert.PAPER)
+    other = [n for n in table.header if n and n not in findings and n not in roles.values()]
+    if other:
+        shown = ", ".join(other[:_SHOWN]) + (", ..." if len(other) > _SHOWN else "")
+        many = counted(len(other), "column")
+        notes.append(f"{many} passed over ({shown}): findings hold 1, 0, -1 and blanks alone")
     return findings, [tuple(row) for row in values.tolist()], notes
 
 

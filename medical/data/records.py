@@ -57,6 +57,7 @@ class Collection:
         exclusive: Whether every image has exactly one of the findings (classes).
         records: The images.
         notes: What was left out, and why; a sentence each, without patient identifiers.
+        drawn: Splits that the set does not give and that were drawn.
     """
 
     root: Path
@@ -65,6 +66,7 @@ class Collection:
     exclusive: bool
     records: list[Record]
     notes: list[str] = field(default_factory=list)
+    drawn: tuple[str, ...] = ()
 
     def split(self, name: str) -> list[Record]:
         """Return the images of a split."""

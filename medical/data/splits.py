@@ -70,9 +70,17 @@ def gather(config: SourceConfig, *, labelled: bool = True) -> Gathered:
         gathered.notes += [before + note for note in collection.notes]
         if not findings:
             collection.records = [replace(record, labels=()) for record in collection.records]
+        if len(collections) > 1:  # the same number is another patient in another set
+            collection.records = [_of(record, collection) for record in collection.records]
         for split in SPLITS:
             getattr(gathered, split).extend(collection.split(split))
     return gathered
+
+
+def _of(record: Record, collection: Collection) -> Record:
+    if record.patient is None:
+        return record
+    return replace(record, patient=f"{collection.root.name}: {record.patient}")
 
 
 def patients_split(records: Sequence[Record], seed: int, val: float, test: float) -> list[Record]:
@@ -168,6 +176,7 @@ def complete(collection: Collection, config: SourceConfig) -> None:
     nobody = sum(record.patient is None for record in records)
     drawn = ""
     if there == {None}:
+        collection.drawn = SPLITS
         records = patients_split(records, seed, config.val_fraction, config.test_fraction)
         drawn = f"no split given; drawn by patients (seed {seed})"
     if config.folds:
@@ -181,6 +190,7 @@ def complete(collection: Collection, config: SourceConfig) -> None:
         records = [*patients_split(rest, seed, config.val_fraction, 0.0), *kept]
         drawn = f"no val given; drawn from train by patients (seed {seed})"
     if drawn:
+        collection.drawn = collection.drawn or ("train", "val")
         counts = Counter(record.split for record in records)
         collection.notes.append(
             f"{drawn}: {', '.join(f'{counts[s]} {s}' for s in SPLITS if counts[s])}"

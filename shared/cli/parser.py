@@ -212,7 +212,7 @@ def _typed(option: Option, texts: str | list[str]) -> Any:
         key, equals, content = text.partition("=")
         if not equals:
             raise ConfigError(f"{option.flag} {text!r}: write it as KEY=VALUE.")
-        pairs[key] = _scalar(content)
+        pairs[key] = _scalar(content) if content else ""
     return pairs
 
 

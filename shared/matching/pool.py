@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -68,22 +70,26 @@ class SolverPool:
             )
         self._workers, self._options = workers, {"solver": solver, **options}
         self._pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_quiet_worker
+            workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker
         )
 
-    def submit(self, problem: Problem) -> PendingMatching:
-        """Hand a batch to the processes in equal shares and return at once."""
+    def submit(self, problem: Problem, **options: Any) -> PendingMatching:
+        """Hand a batch to the processes in equal shares and return at once.
+
+        `options` go before those of the pool.
+        """
         size = max(1, -(-len(problem) // self._workers))
         host = problem.to("cpu")
         shares = [host[start : start + size] for start in range(0, max(1, len(problem)), size)]
         parts = tuple(
-            self._pool.submit(_solve_share, _pack(share), self._options) for share in shares
+            self._pool.submit(_solve_share, _pack(share), {**self._options, **options})
+            for share in shares
         )
         return PendingMatching(problem, parts)
 
-    def solve(self, problem: Problem) -> Matching:
-        """Solve a batch and wait for it."""
-        return self.submit(problem).result()
+    def solve(self, problem: Problem, **options: Any) -> Matching:
+        """Solve a batch and wait for it; see `submit`."""
+        return self.submit(problem, **options).result()
 
     def close(self) -> None:
         """Drop what has not begun and end the processes."""
@@ -99,13 +105,25 @@ class SolverPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the pool."""
+        """Close the pool; after an error (Ctrl-C too) without waiting for what is under way."""
+        if kind is not None:
+            for process in list((self._pool._processes or {}).values()):
+                process.terminate()
         self.close()
 
 
-def _quiet_worker() -> None:
+def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides what Ctrl-C ends
+    Thread(target=_leave_with_caller, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _leave_with_caller() -> None:
+    """End this process when its caller has been killed: nobody would close the pool then."""
+    caller = multiprocessing.parent_process()
+    if caller is not None:
+        caller.join()
+        os._exit(1)
 
 
 def _pack(problem: Problem) -> dict[str, Any]:

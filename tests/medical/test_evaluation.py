@@ -15,8 +15,10 @@ from crossband.medical.config import SourceConfig
 from crossband.medical.data.csv_set import read
 from crossband.medical.data.radiographs import read_radiograph
 from crossband.medical.data.records import Record
+from crossband.medical.data.synthetic import make_synthetic
 from crossband.shared import load
 from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
+from crossband.shared.errors import ConfigError
 
 from .conftest import TINY
 
@@ -245,3 +247,42 @@ def test_classes_must_be_those_of_the_network(nih: Path, run, medical, tmp_path,
     for other in ([], ["--data.target", "sex"]):
         assert medical("evaluate", *weights, *other) == 2
         assert "--data.target" in capsys.readouterr().err
+
+
+def test_splits_are_not_drawn_in_another_way_than_in_training(
+    run: Path, medical, tmp_path: Path, capsys
+) -> None:
+    """Else images that were learned from could be among those that are scored."""
+    root = make_synthetic(tmp_path / "x", 32, size=64, layout="csv")
+    checkpoint = load_checkpoint(run / "best.safetensors")
+    drawn_by = {"seed": 3, "test_fraction": 0.3, "val_fraction": 0.1, "folds": 0, "fold": 0}
+    about = {"data_sets": ["x (csv)"], "drawn_by": drawn_by}
+    config = checkpoint.config | {"protocol": checkpoint.config["protocol"] | about}
+    weights = save_checkpoint(tmp_path / "w.safetensors", checkpoint.state_dict, config)
+    line = ["--weights", weights, "--data.root", root, "--quiet", "--heatmaps", 0]
+    line += ["--bootstrap", 20, "--out", tmp_path / "e"]
+    assert medical("evaluate", *line) == 0  # the set has splits of its own
+    anew = ["--data.columns", "split="]
+    capsys.readouterr()
+    assert medical("evaluate", *line, *anew) == 2
+    assert "give --data.seed 3 --data.test_fraction 0.3." in capsys.readouterr().err
+    same = ["--data.seed", 3, "--data.test_fraction", 0.3, "--data.val_fraction", 0.2]
+    assert medical("evaluate", *line, *anew, *same) == 0
+    assert medical("evaluate", *line, *anew, *same, "--data.split", "val") == 2
+    assert "give --data.val_fraction 0.1." in capsys.readouterr().err
+    elsewhere = root.rename(tmp_path / "other")
+    line[3] = elsewhere
+    assert medical("evaluate", *line, *anew) == 0
+
+
+def test_a_network_without_maps_is_scored_without_heatmaps(
+    run: Path, xrays: Path, medical, tmp_path: Path, monkeypatch
+) -> None:
+    def none(*_: object) -> None:
+        raise ConfigError("It ends in no feature map.")
+
+    monkeypatch.setattr("crossband.medical.heatmaps.gradient_heatmap", none)
+    line = ["--weights", run / "best.safetensors", "--data.root", xrays, "--quiet"]
+    assert medical("evaluate", *line, "--bootstrap", 20, "--out", tmp_path) == 0
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("No heatmaps: It ends in no feature map.") == 1

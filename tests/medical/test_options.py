@@ -21,6 +21,7 @@ from .conftest import words
         (("--model", "unet"), "gives masks: take --task segmentation"),
         (("--model", "densenet121", "--optimizer.layer_decay", 0.55), "is for plain ViTs"),
         (("--tuning", "lora"), "give pre-trained weights"),
+        (("--tuning", "dvpt", "--optimizer.layer_decay", 0.55), "give --optimizer.layer_decay 1"),
         (("--loss.name", "ce"), "does not fit findings"),
         (("--loss.name", "ce_dice"), "are for masks"),
         (("--loss.class_weights", 1, 2), "give --loss.pos_weight"),

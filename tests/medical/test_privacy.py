@@ -59,6 +59,17 @@ def test_errors_name_files_as_they_may_be_named(tmp_path: Path) -> None:
     assert names.error(error, path, None).count("masks/Nobodyson.png") == 1
 
 
+def test_short_names_of_archives_leave_the_sentence_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "1"
+    path.write_bytes(b"some bytes")
+    error = DataError(f"{path} has 12 frames of 128 pixels (file 1): export the one that is meant.")
+    called = Names(False).image(path)
+    shown = Names(False).error(error, path)
+    assert shown == (
+        f"{called} has 12 frames of 128 pixels (file {called}): export the one that is meant."
+    )
+
+
 def test_a_store_says_no_names(tmp_path: Path) -> None:
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
     whole, broken = tmp_path / "a.png", tmp_path / "Nobodyson.png"

@@ -239,6 +239,9 @@ def test_weights_that_balance_findings_and_classes() -> None:
     config.loss.balance = 0.5
     found = loss_weights(config, some, False, ("a", "b"))["pos_weight"]
     assert found == pytest.approx([3**0.5, 2**0.5])
+    nobody = records((1, float("nan")), (0, float("nan")))  # knows the second
+    found = loss_weights(config, nobody, False, ("a", "b"))["pos_weight"]
+    assert found == pytest.approx([1.0, 1.0])
     config.loss.balance = 1.0
     classes = records((1, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     found = loss_weights(config, classes, True, ("a", "b", "c"))["class_weights"]

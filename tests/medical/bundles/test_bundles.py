@@ -15,11 +15,13 @@ import pytest
 from medical_bundles import FINDINGS, SECRET, SMALL, classifier, write_dicom
 from PIL import Image
 
+from crossband.medical.bundles.transforms import LoadMaskd
 from crossband.medical.data.radiographs import is_radiograph_file, read_radiograph
 from crossband.medical.privacy import Names
 from crossband.shared import load
 from crossband.shared.bundles.folder import Bundle
 from crossband.shared.bundles.running import missing_ids, run_workflow
+from crossband.shared.errors import DataError
 
 Run = Callable[..., int]
 
@@ -221,3 +223,11 @@ def test_monais_commands_train_and_evaluate(kind: str, request, tmp_path: Path) 
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
     assert (folder / "models/best.pt").is_file() and list((tmp_path / "eval").glob("*.csv"))
+
+
+def test_a_broken_mask_is_not_called_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / f"{SECRET}.png"
+    path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="The mask image-[0-9a-f]{12} cannot be read") as caught:
+        LoadMaskd("label", 8)({"label": str(path)})
+    assert SECRET not in str(caught.value) and caught.value.__cause__ is None

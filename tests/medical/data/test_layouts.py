@@ -230,6 +230,8 @@ def test_a_csv_of_ones_own(put: Put, tmp_path: Path) -> None:
     assert [r.mask for r in found.records] == [tmp_path / "m/a.png", None, None]
     assert "1 mask left out, listed but not there" in found.notes
     assert "1 uncertain label (-1) settled as the paper does" in found.notes
+    passed = next(note for note in found.notes if "passed over" in note)
+    assert passed.startswith("2 columns passed over (Years, ")
     assert look(tmp_path).notes[-1] == "1 lateral view left out"
     older = look(tmp_path, columns={"age": "Years"}, labels=["Mass"])
     assert older.records[0].age == 41 and older.records[0].labels == (0.0,)

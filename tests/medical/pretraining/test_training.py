@@ -16,7 +16,7 @@ from crossband.medical.cli import DOMAIN
 from crossband.medical.config import PretrainConfig, SourceConfig, TrainConfig
 from crossband.medical.data.csv_set import read
 from crossband.medical.networks import build, describe, load_pretrained
-from crossband.medical.pretraining.training import gather_material
+from crossband.medical.pretraining.masked import gather_material
 from crossband.shared.checkpoints import read_config
 from crossband.shared.cli.parser import parse, recipes_of
 from crossband.shared.pretraining.cnn_mae import ENCODER
@@ -71,7 +71,7 @@ def test_what_is_tested_on_is_never_learned_from(nih: Path, xrays: Path) -> None
     tested = set((nih / "test_list.txt").read_text().split())
     rows = read(xrays, SourceConfig(root=[str(xrays)])).records
     tested |= {Path(r.name).name for r in rows if r.split in ("test", "val")}
-    learned = [r.path for views in (found.train, found.val.views) for r in views.records]
+    learned = [r.path for views in (found.train, found.val) for r in views.records]
     of_nih = {path.name for path in learned if nih in path.parents}
     of_csv = {path.name for path in learned if xrays in path.parents}
     assert of_nih == set((nih / "train_val_list.txt").read_text().split())
@@ -84,7 +84,7 @@ def test_patients_are_not_divided(nih: Path) -> None:
     found = material(nih, val_fraction=0.3)
     patients = [
         {record.patient for record in records}
-        for records in (found.train.records, found.val.views.records)
+        for records in (found.train.records, found.val.records)
     ]
     assert all(patients) and not patients[0] & patients[1]
 
@@ -111,7 +111,7 @@ def test_every_data_set_has_its_own_statistics(nih: Path, tmp_path: Path) -> Non
     pixels = np.concatenate([np.asarray(image).ravel() for image in kept]) / 255
     assert flat.std[0] == pytest.approx(pixels.std(), abs=1e-4)
     # Each image is normalised by those of its own set.
-    for place, record in enumerate(found.val.views.records):
+    for place, record in enumerate(found.val.records):
         own = found.statistics["flat" if folder in record.path.parents else nih.name]
         grey = np.asarray(Image.open(record.path), np.float32)
         if folder in record.path.parents:

@@ -26,9 +26,9 @@ def test_processes_give_the_same_optimum_and_close(random_problem):
 
 
 def test_what_a_process_refuses_is_told_here(random_problem):
-    with SolverPool(1, solver="search", chains=0) as pool:
-        with pytest.raises(ConfigError, match="no budget"):
-            pool.solve(random_problem(1, 7, 7))
+    with SolverPool(1, solver="search", chains=2) as pool:
+        with pytest.raises(ConfigError, match="chains=0.* is no budget"):
+            pool.solve(random_problem(1, 7, 7), chains=0)
 
 
 def test_a_bad_pool_is_refused():
@@ -36,3 +36,13 @@ def test_a_bad_pool_is_refused():
         SolverPool(0)
     with pytest.raises(ConfigError, match="'fusion'"):
         SolverPool(1, solver="fusion")
+
+
+def test_an_error_ends_what_is_under_way(random_problem):
+    with pytest.raises(KeyboardInterrupt):
+        with SolverPool(1, solver="search", seconds=600) as pool:
+            pending = pool.submit(random_problem(1, 7, 7))
+            processes = list(pool._pool._processes.values())
+            raise KeyboardInterrupt
+    assert processes and not any(process.is_alive() for process in processes)
+    assert pending.done()
