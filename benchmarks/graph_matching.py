@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from crossband.shared.environment import machine
 from crossband.shared.matching import Matching, Problem, SolverPool, solve_problem
 
-BUDGETS = ((16, 8), (16, 12), (24, 10), (32, 12), (32, 24))
+BUDGETS = ((32, 4), (48, 4), (64, 4), (96, 4), (64, 8), (64, 16))
 ALPHA, LAMBDA, WIDTH, NOISE = 0.8, 80.0, 128, 0.5
 
 

@@ -38,8 +38,3 @@ class Plan:
     finish: Callable[[RunFolder, RunBook], None]
     smallest_batch: int = 1
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of images to train and to validate on."""
-        return {"train": len(self.train), "val": len(self.val)}  # type: ignore[arg-type]

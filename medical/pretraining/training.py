@@ -101,25 +101,23 @@ def _flat(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _try_one_batch(plan: Plan) -> None:
-    count = min(2, plan.counts["train"])
+    count = min(2, len(plan.train))  # type: ignore[arg-type]
     batch = default_collate([plan.train[index] for index in range(count)])
-    plan.task.setup("fit")
     with torch.no_grad():
         plan.task.eval().loss(batch)
-    plan.task.teardown("fit")
     plan.task.train()
 
 
 def _summary(config: PretrainConfig, folder: RunFolder, plan: Plan) -> str:
     trained = sum(p.numel() for p in plan.task.model.parameters() if p.requires_grad)
     sets = ", ".join(f"{name} {count}" for name, count in plan.data_sets.items())
-    left = len(plan.notes) - 8
+    counts, left = plan.description["protocol"]["images"], len(plan.notes) - 8
     lines = [
         f"{config.method}: {plan.name}, {trained / 1e6:.2f} M trained parameters, "
         f"{config.size} x {config.size}, seed {config.seed}",
-        f"images: {plan.counts['train']} to train on, {plan.counts['val']} to validate on ({sets})",
+        f"images: {counts['train']} to train on, {counts['val']} to validate on ({sets})",
         *(f"note: {note}" for note in plan.notes[:8]),
-        *([f"note: {left} more, listed in metrics.json"] if left > 0 else []),
+        *([f"note: {left} more"] if left > 0 else []),
         f"run folder: {folder.path}",
     ]
     return "\n".join(lines)

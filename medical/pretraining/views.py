@@ -89,7 +89,11 @@ def prepare(config: PretrainConfig) -> Plan:
         description,
         finish,
         smallest_batch=_FEWEST,
-        notes=[*(f"skipped: {reason}" for reason in pool.skipped), *pool.notes],
+        notes=[
+            *(f"skipped: {reason}" for reason in pool.skipped),
+            *pool.notes,
+            f"{len(balanced)} shown per epoch: images of small modalities come more than once",
+        ],
     )
 
 

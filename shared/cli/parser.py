@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -212,7 +212,8 @@ def _typed(option: Option, texts: str | list[str]) -> Any:
         key, equals, content = text.partition("=")
         if not equals:
             raise ConfigError(f"{option.flag} {text!r}: write it as KEY=VALUE.")
-        pairs[key] = _scalar(content) if content else ""
+        words = get_args(option.type)[1:] == (str,)
+        pairs[key] = content if words else _scalar(content)
     return pairs
 
 

@@ -26,8 +26,9 @@ from crossband.shared.errors import ConfigError
 from crossband.shared.matching.problem import Matching, Problem, cost_tables, to_matching
 
 # First and last temperature, in median absolute deviations of the field of random matchings.
-_HOT, _COLD = 1.3, 0.45
+_HOT, _COLD = 1.1, 0.4
 _SAMPLE = 8  # chains that are looked at for it
+_SURVIVORS = 4  # chains that descend to the end
 _MOST_DESCENTS = 10
 _BLOCK_BYTES = 8 * 2**20  # of pairwise costs: what stays in a CPU's cache
 _MOST_BYTES = 2**32
@@ -36,8 +37,8 @@ _MOST_BYTES = 2**32
 def solve_search(
     problem: Problem,
     *,
-    chains: int = 32,
-    sweeps: int = 24,
+    chains: int = 64,
+    sweeps: int = 16,
     seconds: float | None = None,
     seed: int = 0,
 ) -> Matching:
@@ -164,14 +165,20 @@ class _Annealing:
             for i in self._order():
                 start = int(torch.randint(count + 1, (), generator=self.generator))
                 drawn = noise[start : start + count].view(-1, self.columns)
-                self._step(i, drawn * heat)
-        for _ in range(_MOST_DESCENTS):
+                self._step(i, drawn, heat)
+        self._descend(1)
+        self._keep(min(self.chains, _SURVIVORS))
+        self._descend(_MOST_DESCENTS)
+        return self._best()
+
+    def _descend(self, most: int) -> None:
+        """Take every node's cheapest choice until none is cheaper, or `most` times."""
+        for _ in range(most):
             before = self.partner.clone()
             for i in self._order():
-                self._step(i, None)
+                self._step(i)
             if torch.equal(before, self.partner):
                 break
-        return self._best()
 
     def _order(self) -> list[int]:
         return torch.randperm(self.n, generator=self.generator).tolist()
@@ -183,11 +190,11 @@ class _Annealing:
         spread = (real - real.median(1, keepdim=True).values).abs().median(1, keepdim=True).values
         return spread.repeat_interleave(self.chains, 0)
 
-    def _step(self, i: int, noise: Tensor | None) -> None:
-        """Let node i take the partner with the lowest energy minus noise, in every chain."""
+    def _step(self, i: int, noise: Tensor | None = None, heat: Tensor | None = None) -> None:
+        """Let node i take the partner with the lowest energy minus heat x noise, in every chain."""
         change = self._changes(i)
         if noise is not None:
-            change -= noise
+            change.addcmul_(noise, heat, value=-1)
         if not self.problem.allow_unmatched:
             change[:, self.m].masked_fill_(self.partner[:, i] != self.m, torch.inf)
         chosen = change.argmin(1)
@@ -229,11 +236,22 @@ class _Annealing:
         self.holder[chains, new] = i * self.columns
         self.holder[:, self.m] = self.n * self.columns
 
+    def _energies(self) -> Tensor:
+        """Return the energy of every chain (B, R)."""
+        index = torch.arange(self.n, device=self.device) * self.columns
+        both = self.field + self.nodes.repeat_interleave(self.chains, 0)
+        return both.gather(1, index + self.partner[:, : self.n]).sum(1).view(-1, self.chains) / 2
+
+    def _keep(self, chains: int) -> None:
+        """Go on with the best chains of each problem only."""
+        best = self._energies().topk(chains, largest=False).indices
+        first = torch.arange(len(best), device=self.device) * self.chains
+        kept = (best + first[:, None]).flatten()
+        for name in ("partner", "holder", "field", "first_row", "offset"):
+            setattr(self, name, getattr(self, name)[kept])
+        self.chains, self.everyone = chains, self.everyone[: len(kept)]
+
     def _best(self) -> Tensor:
         """Return the partners of the chain with the lowest energy of each problem (B, n)."""
-        partner = self.partner[:, : self.n]
-        index = torch.arange(self.n, device=self.device) * self.columns + partner
-        both = self.field + self.nodes.repeat_interleave(self.chains, 0)
-        energies = both.gather(1, index).sum(1).view(-1, self.chains)  # twice the energy
-        first = torch.arange(len(self.problem), device=self.device) * self.chains
-        return partner[first + energies.argmin(1)]
+        self._keep(1)
+        return self.partner[:, : self.n]
