@@ -124,8 +124,8 @@ def waiting(data: str, model: str, cache_gb: float, workers: int) -> dict[str, f
             *("crossband", "medical", "pretrain", "--recipe", "xray", "--model", model),
             *("--data.root", data, "--precision", "32", "--out", f"{folder}/run", "--quiet"),
             *("--data.cache_gb", str(cache_gb), "--loader.num_workers", str(workers)),
-            *("--loader.batch_size", "32", "--trainer.max_epochs", "2"),
-            *("--trainer.limit_train_batches", "8"),
+            *("--loader.batch_size", "16", "--trainer.max_epochs", "2"),
+            *("--trainer.limit_train_batches", "6"),
         ]
         subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], check=True)
         result = json.loads((Path(folder) / "run" / "metrics.json").read_text())
