@@ -26,7 +26,7 @@ DOMAIN = Domain(
             examples=("crossband medical data check --data.root nih/",),
         ),
         "pretrain": Verb(
-            config=f"{_HERE}.config:PretrainConfig",
+            config=f"{_HERE}.pretraining.config:PretrainConfig",
             run=f"{_HERE}.pretraining.training:pretrain",
             summary="pre-train a network without labels: masked images, or matching of views",
             examples=(
@@ -45,7 +45,7 @@ DOMAIN = Domain(
                 "crossband medical train --recipe lungs --weights small.safetensors "
                 "--data.root cxr/",
             ),
-            recipes=f"{_HERE}.chest_mae",
+            recipes=(f"{_HERE}.chest_mae", f"{_HERE}.lvm_med.downstream"),
         ),
         "evaluate": Verb(
             config=f"{_HERE}.config:EvaluateConfig",

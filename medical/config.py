@@ -15,11 +15,23 @@ from crossband.shared.config import (
     option,
 )
 
-Layout = Literal["auto", "nih", "chexpert", "mimic", "covidx", "csv", "images"]
+Layout = Literal[
+    "auto",
+    "nih",
+    "chexpert",
+    "mimic",
+    "covidx",
+    "csv",
+    "images",
+    "pairs",
+    "class-folders",
+    "volumes",
+    "vindr",
+    "coco",
+]
 Uncertain = Literal["ones", "zeros", "ignore", "paper"]
-TaskName = Literal["classification", "segmentation"]
-Method = Literal["mae", "cnn-mae", "lvm-med", "simclr", "byol", "vicreg", "dino", "barlow-twins"]
-MASKED_METHODS = ("mae", "cnn-mae")  # all others compare views
+TaskName = Literal["classification", "segmentation", "detection"]
+Axis = Literal["auto", "axial", "coronal", "sagittal"]
 
 
 @dataclass(kw_only=True)
@@ -28,7 +40,8 @@ class ReadingConfig:
 
     window: list[float] = option(
         factory=list,
-        help="DICOM: centre and width of the grey values; default: the file's own",
+        help="DICOM and volumes: centre and width of the values; default: the file's own, or nearly "
+        "all values of a volume",
         advanced=True,
     )
     cache_gb: float = option(2.0, "memory for decoded images, in GB", advanced=True)
@@ -45,7 +58,7 @@ class SourceConfig(ReadingConfig):
 
     root: list[str] = option(
         factory=list,
-        help="NIH ChestX-ray14, CheXpert, MIMIC-CXR-JPG, COVIDx, or images and a csv (repeatable)",
+        help="a data set of a known layout, images and a csv or masks, volumes (repeatable)",
     )
     layout: Layout = option("auto", "layout of the folders; auto looks", advanced=True)
     table: str | None = option(
@@ -60,6 +73,27 @@ class SourceConfig(ReadingConfig):
         factory=list, help="findings to take, in this order; default: all", advanced=True
     )
     target: str | None = option(None, "csv column of one class per image (as view), for findings")
+    colours: bool = option(False, "keep colours; else images become grey")
+    classes: list[str] = option(
+        factory=list,
+        help="masks: names of the classes, the background first; default: the set's own, or two",
+    )
+    mask_values: list[int] = option(
+        factory=list,
+        help="masks: value of each class; default 0, 1, 2, ...; of two classes all but 0 is one",
+        advanced=True,
+    )
+    lists: str | None = option(
+        None, "json file with the file names of train, val (or valid) and test", advanced=True
+    )
+    sequences: list[str] = option(
+        factory=list,
+        help="volumes: up to three sequences as channels, by parts of file names: flair t1ce t2",
+        advanced=True,
+    )
+    axis: Axis = option(
+        "auto", "volumes: across which axis to slice; auto: as acquired", advanced=True
+    )
     views: list[str] = option(
         factory=list, help="views to take: PA AP LATERAL ...; default: frontal ones", advanced=True
     )
@@ -77,157 +111,6 @@ class SourceConfig(ReadingConfig):
     )
     folds: int = option(0, "cut the patients into so many folds; 0: no", advanced=True)
     fold: int = option(0, "fold to validate on, from 0; train: -1 is each in turn", advanced=True)
-
-
-@dataclass(kw_only=True)
-class MultiCropConfig:
-    """Views of one image that a network learns to match (LVM-Med; after SwAV and VICRegL)."""
-
-    sizes: list[int] = option(
-        factory=lambda: [224, 96],
-        help="sides of large and of small crops, pixels; --size holds for the large ones",
-        advanced=True,
-    )
-    counts: list[int] = option(
-        factory=lambda: [2, 2],
-        help="large crops (two or more) and small crops of an image",
-        advanced=True,
-    )
-    large: list[float] = option(
-        factory=lambda: [0.4, 1.0], help="area of large crops, as parts of the image", advanced=True
-    )
-    small: list[float] = option(
-        factory=lambda: [0.08, 0.4], help="area of small crops", advanced=True
-    )
-    flip: float = option(0.5, "probability of a mirrored crop", advanced=True)
-    jitter: list[float] = option(
-        factory=lambda: [0.8, 0.8, 0.8, 0.2],
-        help="largest change of brightness, contrast, saturation (as factors) and hue (of a turn)",
-        advanced=True,
-    )
-    jitter_chance: float = option(0.8, "probability of such changes", advanced=True)
-    grey_chance: float = option(0.2, "probability of a crop without colours", advanced=True)
-    blur: list[float] = option(
-        factory=lambda: [0.1, 2.0], help="radius of the blur, pixels", advanced=True
-    )
-    blur_chance: float = option(0.5, "probability of a blur", advanced=True)
-    colours: bool = option(
-        False, "keep colours; the authors make every crop grey at the end", advanced=True
-    )
-    stride: int = option(
-        32, "pixels per cell of the grids of locations; they are fitted to the maps", advanced=True
-    )
-    no_flip_grid: bool = option(
-        False, "do not mirror the grids of mirrored crops, as in the authors' draft", advanced=True
-    )
-
-
-@dataclass(kw_only=True)
-class MatchingConfig:
-    """How the views of a batch are matched (LVM-Med)."""
-
-    order: int = option(2, "2: nodes and edges; 1: nodes alone, by assignment", advanced=True)
-    variant: Literal["paper", "draft"] = option(
-        "paper", "costs of the paper, or of the authors' draft", advanced=True
-    )
-    gradient: Literal["imle", "blackbox"] = option(
-        "imle", "through the solver: with Gumbel noise, or without any", advanced=True
-    )
-    graph_size: int = option(16, "images of a graph", advanced=True)
-    k: int = option(5, "neighbours of an image in its graph", advanced=True)
-    alpha: float = option(
-        0.8, "weight of the global similarity against the local one", advanced=True
-    )
-    lam: float = option(80.0, "lambda, the step of the gradient", advanced=True)
-    gamma: list[int] = option(
-        factory=lambda: [20, 4],
-        help="pairs of places that count, of large and of small crops",
-        advanced=True,
-    )
-    local: bool = option(True, "compare maps too", advanced=True)
-    message_passing: bool = option(True, "let neighbours exchange features", advanced=True)
-    projector: str = option("", "widths, as 512-128; default: the variant's", advanced=True)
-    solver: str = option("auto", "auto, search, exact, pylibmgm; lap is for order 1", advanced=True)
-    workers: int = option(0, "processes that solve, for pylibmgm; 0: none", advanced=True)
-
-
-@dataclass(kw_only=True)
-class PretrainSource(ReadingConfig):
-    """What to pre-train on."""
-
-    root: list[str] = option(
-        factory=list, help="data sets or folders of images; labels are not looked at (repeatable)"
-    )
-    layout: Layout = option("auto", "layout of the folders; auto looks", advanced=True)
-    table: str | None = option(None, "csv of the layout `csv`", advanced=True)
-    columns: dict[str, str] = option(
-        factory=dict, help="csv columns that hold image, patient, split, view", advanced=True
-    )
-    views: list[str] = option(
-        factory=list, help="views to take: PA AP LATERAL ...; default: frontal ones", advanced=True
-    )
-    splits: list[str] = option(
-        factory=lambda: ["train"],
-        help="splits to learn from, where a set has them; never learn from what is tested on",
-        advanced=True,
-    )
-    val_fraction: float = option(0.02, "part of the patients held back to validate", advanced=True)
-    smallest: float = option(0.5, "smallest crop, as part of an image's area", advanced=True)
-    largest: float = option(1.0, "largest crop, as part of an image's area", advanced=True)
-    axis: Literal["auto", "axial", "coronal", "sagittal"] = option(
-        "auto", "volumes: across which axis to slice; auto: as acquired", advanced=True
-    )
-    windows: dict[str, Any] = option(
-        factory=dict,
-        help="volumes: centre and width of the values, by modality: ct=[40,400]",
-        advanced=True,
-    )
-    copies: int = option(
-        10, "most times that an image of a small modality is shown per epoch", advanced=True
-    )
-    unpack: str | None = option(
-        None, "volumes: folder to decode slices into, for fast reading", advanced=True
-    )
-
-
-@dataclass(kw_only=True)
-class PretrainConfig(RunOptions):
-    """Options of `pretrain`."""
-
-    method: Method = option(
-        "mae", "masked images (ViT; CNN in a U-Net), or views of unlabelled scans of any kind"
-    )
-    model: str | None = option(
-        None, "vit_small, ... for mae; densenet121, resnet50, timm:NAME, sam_vit_b, ... for others"
-    )
-    arguments: dict[str, Any] = option(
-        factory=dict, help="arguments of the network: embed_dim=192 depth=6", advanced=True
-    )
-    size: int = option(224, "side of the images (of large crops), pixels")
-    weights: str | None = option(None, "start from this file: of the same method, or a backbone's")
-    mask_ratio: float = option(
-        0.0, "mae: part of the patches that is hidden; 0: 0.9, and 0.75 for cnn-mae"
-    )
-    crops: MultiCropConfig = option(factory=MultiCropConfig)
-    matching: MatchingConfig = option(factory=MatchingConfig)
-    heads: dict[str, Any] = option(
-        factory=dict,
-        help="arguments of heads and loss of simclr, byol, ...: hidden=512 out=128",
-        advanced=True,
-    )
-    statistics: list[float] = option(
-        factory=list,
-        help="mean and deviation of the pixels in 0..1; default: by data set, as the paper",
-        advanced=True,
-    )
-    data: PretrainSource = option(factory=PretrainSource)
-    loader: LoaderConfig = option(factory=LoaderConfig)
-    optimizer: OptimizerConfig = option(factory=OptimizerConfig)
-    schedule: ScheduleConfig = option(factory=ScheduleConfig)
-    trainer: TrainerConfig = option(factory=lambda: TrainerConfig(select="last"))
-    out: str | None = option(None, "run folder; default runs/<method>-<time>")
-    resume: str | None = option(None, "run folder of a stopped run to go on with")
-    dry_run: bool = option(False, "check options, data and one batch, then stop")
 
 
 @dataclass(kw_only=True)
@@ -252,8 +135,16 @@ class NetworkConfig:
     drop_path: float = option(0.2, "probability of leaving out a branch", advanced=True)
     decoder: Literal["unet", "upernet"] = option(
         "unet",
-        "segmentation: a U-Net with the ViT as its deepest level, or LL-FPN and UPerHead",
+        "segmentation: a U-Net (a ViT is its deepest level), or of a plain ViT LL-FPN and UPerHead",
         advanced=True,
+    )
+    head: list[int] = option(
+        factory=list,
+        help="classification: hidden widths of an MLP instead of one layer: 512 256",
+        advanced=True,
+    )
+    encoder: str | None = option(
+        None, "prompted segmentation: file of another image encoder: lvmmed_vit.pth", advanced=True
     )
     channels: int = option(64, "upernet: channels of the head", advanced=True)
     detail: int = option(
@@ -270,8 +161,12 @@ class NetworkConfig:
 class LossConfig:
     """What is minimised."""
 
-    name: Literal["auto", "bce", "ce", "focal", "asymmetric", "ce_dice"] = option(
-        "auto", "auto: bce for findings, ce for classes, ce_dice for masks"
+    name: Literal[
+        "auto", "bce", "ce", "focal", "asymmetric", "ce_dice", "ce_dice_all", "dice_ce"
+    ] = option(
+        "auto",
+        "auto: bce for findings, ce for classes, ce_dice for masks; ce_dice_all counts the "
+        "background too (LVM-Med), dice_ce is MONAI's",
     )
     pos_weight: list[float] = option(
         factory=list, help="of the present findings, one per finding", advanced=True
@@ -287,7 +182,8 @@ class LossConfig:
     label_smoothing: float = option(0.0, "of the labels", advanced=True)
     sampling: Literal["images", "balanced"] = option(
         "images",
-        "classification: each image once per epoch, or drawn so that rare findings come as often",
+        "each image once per epoch, or drawn so that rare findings (slices with labels) come as "
+        "often",
         advanced=True,
     )
 
@@ -307,6 +203,12 @@ class AugmentConfig:
     resize: int = option(
         0, "shorter side before the middle is cut out; 0: 256 for a size of 224", advanced=True
     )
+    vertical_flip: float = option(
+        0.0, "segmentation: probability of an image upside down", advanced=True
+    )
+    colour: float = option(
+        0.0, "images in colours: largest change of saturation and of each channel", advanced=True
+    )
     rotate: float = option(15.0, "segmentation: largest turn, in degrees", advanced=True)
     scale: float = option(0.2, "segmentation: largest change of size, as a part", advanced=True)
     shift: float = option(0.05, "segmentation: largest shift, as a part of the side", advanced=True)
@@ -319,10 +221,13 @@ class AugmentConfig:
 class TrainConfig(RunOptions):
     """Options of `train`."""
 
-    task: TaskName = option("classification", "findings of an image, or classes of its pixels")
+    task: TaskName = option(
+        "classification", "findings or classes of an image, classes of its pixels, or boxes"
+    )
     model: str = option(
         "chest_mae_vit_small",
-        "chest_mae_vit_*, densenet121, resnet50, convnext_tiny, unet, statistics, timm:NAME, ...",
+        "chest_mae_vit_*, resnet50, sam_vit_b, sam_vit_b_prompted, densenet121, unet, statistics, "
+        "timm:NAME, monai:NAME",
     )
     weights: str | None = option(None, "pre-trained weights: of `pretrain`, the authors', or ours")
     tuning: Literal["full", "linear", "lora", "dvpt"] = option(
@@ -331,9 +236,14 @@ class TrainConfig(RunOptions):
     tuner: TuningConfig = option(factory=TuningConfig)
     network: NetworkConfig = option(factory=NetworkConfig)
     size: int = option(224, "side of the network's input, pixels")
+    sliding: bool = option(
+        False,
+        "segmentation: learn crops at the images' own resolution, predict by sliding windows",
+    )
     statistics: list[float] = option(
         factory=list,
-        help="mean and deviation of the pixels in 0..1; default: the weights' own, or NIH's",
+        help="mean and deviation of the pixels in 0..1; default: the weights' own, or those of NIH "
+        "(findings and grey masks) or ImageNet (colours)",
         advanced=True,
     )
     loss: LossConfig = option(factory=LossConfig)
@@ -377,6 +287,15 @@ class EvaluateConfig(RunOptions):
     weights: str = option(help="checkpoint of `train`, or its export")
     data: EvaluateSource = option(factory=EvaluateSource)
     batch_size: int = option(32, "images at a time", advanced=True)
+    distances: bool = option(
+        True, "masks: Hausdorff distance (95 %) and surface Dice, in mm where known", advanced=True
+    )
+    tolerance: float = option(
+        2.0, "surface Dice: distance that counts as right, in mm, or pixels", advanced=True
+    )
+    boxes: str | None = option(
+        None, "prompted segmentation: csv of boxes; default: those of the masks", advanced=True
+    )
     bootstrap: int = option(1000, "resamples of the patients for intervals", advanced=True)
     heatmaps: int = option(6, "images shown with heatmaps in the report; 0: none", advanced=True)
     keep_ids: bool = option(False, "show file names and patients in the results")
@@ -389,12 +308,19 @@ class EvaluateConfig(RunOptions):
 class PredictConfig(RunOptions):
     """Options of `predict`."""
 
-    inputs: list[str] = option(factory=list, help="images, DICOM files, or folders of them")
-    weights: str = option(help="checkpoint of `train`, or its export")
-    out: str = option("findings.csv", "csv to write (findings), or folder (masks)")
-    window: list[float] = option(
-        factory=list, help="DICOM: centre and width of the grey values", advanced=True
+    inputs: list[str] = option(
+        factory=list, help="images, DICOM files, volumes, or folders of them"
     )
+    weights: str = option(help="checkpoint of `train`, or its export")
+    out: str = option("findings.csv", "csv to write (findings), or folder (masks, boxes)")
+    window: list[float] = option(
+        factory=list, help="DICOM and volumes: centre and width of the values", advanced=True
+    )
+    boxes: str | None = option(
+        None, "prompted segmentation: csv with the columns image, x0, y0, x1, y1 (pixels)"
+    )
+    score: float = option(0.3, "detection: least score of a box that is shown", advanced=True)
+    batch_size: int = option(8, "slices of a volume at a time", advanced=True)
     heatmaps: bool = option(False, "write overlays of where each finding was seen")
     heatmap_method: Literal["gradient", "rollout"] = option(
         "gradient", "gradients of a finding, or attention followed back (ViT)", advanced=True
@@ -437,3 +363,23 @@ class MakeConfig(OutputOptions):
     count: int = option(120, "number of images, of about half as many patients")
     size: int = option(256, "side of an image, in pixels")
     seed: int = option(0, "seed of the phantoms")
+
+
+@dataclass(kw_only=True)
+class ContaminationConfig(OutputOptions):
+    """Options of `data contamination`."""
+
+    tested: list[str] = option(
+        factory=list, help="what is tested on: lists of file names, images, or folders of them"
+    )
+    against: list[str] = option(
+        factory=list, help="what was learnt from: lists of file names, or folders (repeatable)"
+    )
+    near: bool = option(
+        True, "look for nearly equal images too, where both sides are images", advanced=True
+    )
+    distance: int = option(
+        6, "bits of 256 by which fingerprints of nearly equal images may differ", advanced=True
+    )
+    out: str | None = option(None, "csv to write: every pair that was found")
+    keep_ids: bool = option(False, "show file names", advanced=True)

@@ -33,6 +33,8 @@ class Record:
         sex: `F`, `M`, or None.
         age: Years, or None.
         mask: File of a segmentation mask, or None.
+        more_masks: Further masks of the same image, to be laid over the first.
+        sequences: Of a volume: the files of its other sequences, of the same grid.
     """
 
     path: Path
@@ -44,6 +46,8 @@ class Record:
     sex: str | None = None
     age: float | None = None
     mask: Path | None = None
+    more_masks: tuple[Path, ...] = ()
+    sequences: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -52,12 +56,13 @@ class Collection:
 
     Attributes:
         root: Its folder.
-        layout: `nih`, `chexpert`, `mimic`, `covidx`, `csv` or `images` (nothing but files).
+        layout: As `crossband.medical.config.Layout` names them; `images`: nothing but files.
         findings: Names of the labels, in the order of `Record.labels`.
         exclusive: Whether every image has exactly one of the findings (classes).
         records: The images.
         notes: What was left out, and why; a sentence each, without patient identifiers.
         drawn: Splits that the set does not give and that were drawn.
+        classes: Names of the values of its masks, the background first, where the set tells.
     """
 
     root: Path
@@ -67,6 +72,7 @@ class Collection:
     records: list[Record]
     notes: list[str] = field(default_factory=list)
     drawn: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def split(self, name: str) -> list[Record]:
         """Return the images of a split."""

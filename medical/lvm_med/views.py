@@ -14,9 +14,9 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossband.medical.config import MultiCropConfig
 from crossband.medical.data.transforms import IMAGENET, Normalisation, checked_scale, random_box
 from crossband.medical.lvm_med.local import location_grid
+from crossband.medical.pretraining.config import MultiCropConfig
 from crossband.shared.errors import ConfigError
 from crossband.shared.training.sampler import item_random
 

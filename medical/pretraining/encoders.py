@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from crossband.medical.config import MASKED_METHODS
 from crossband.medical.lvm_med.official import from_official
+from crossband.medical.pretraining.config import MASKED_METHODS
 from crossband.shared.backbones.vit_keys import LoadReport
 from crossband.shared.checkpoints import HEADER_KEY, read_config, read_state_dict
 from crossband.shared.errors import CheckpointError

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from crossband.medical.catalog import AUTOENCODERS
-from crossband.medical.config import PretrainConfig, SourceConfig
+from crossband.medical.config import SourceConfig
 from crossband.medical.data.layouts import find
 from crossband.medical.data.radiographs import RadiographStore
 from crossband.medical.data.records import Collection, Record
@@ -19,6 +19,7 @@ from crossband.medical.data.tolerant import GoingOn
 from crossband.medical.data.transforms import PRETRAINING, Normalisation
 from crossband.medical.data.views import EvalViews, PretrainCrops
 from crossband.medical.jobs import given_statistics
+from crossband.medical.pretraining.config import PretrainConfig
 from crossband.medical.pretraining.plan import Plan
 from crossband.medical.pretraining.report import write_report
 from crossband.medical.privacy import NamedStore, Names

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossband.medical.config import PretrainConfig
 from crossband.medical.jobs import NOT_A_DEVICE
+from crossband.medical.pretraining.config import PretrainConfig
 from crossband.medical.pretraining.encoders import ENCODER_FILE, plain_keys
 from crossband.shared.checkpoints import save_checkpoint
 from crossband.shared.cli.output import print_json

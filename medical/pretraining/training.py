@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from crossband.medical.config import MASKED_METHODS, PretrainConfig
+from crossband.medical.pretraining.config import MASKED_METHODS, PretrainConfig
 from crossband.medical.pretraining.plan import Plan
 from crossband.shared.checkpoints import load_checkpoint
 from crossband.shared.cli.parser import dump_config

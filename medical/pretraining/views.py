@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from crossband.medical.config import MultiCropConfig, PretrainConfig
 from crossband.medical.data.pool import BalancedPool, PictureStore, Pool, PoolImages, find_pool
 from crossband.medical.data.transforms import IMAGENET
 from crossband.medical.jobs import given_statistics
 from crossband.medical.lvm_med.model import LVMMed
 from crossband.medical.lvm_med.training import LVMMedTask
 from crossband.medical.lvm_med.views import PairedViews
+from crossband.medical.pretraining.config import MultiCropConfig, PretrainConfig
 from crossband.medical.pretraining.encoders import load_encoder, read_ours
 from crossband.medical.pretraining.plan import Plan
 from crossband.medical.pretraining.report import write_views_report

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from crossband.medical.config import MultiCropConfig
+from crossband.medical.pretraining.config import MultiCropConfig
 from crossband.medical.data.pool import BalancedPool, PictureStore, find_pool
 from crossband.medical.data.transforms import IMAGENET, Normalisation
 from crossband.medical.lvm_med.views import PairedViews, augment, cut

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from crossband.medical.cli import DOMAIN
-from crossband.medical.config import PretrainConfig, SourceConfig, TrainConfig
+from crossband.medical.config import SourceConfig, TrainConfig
+from crossband.medical.pretraining.config import PretrainConfig
 from crossband.medical.data.csv_set import read
 from crossband.medical.networks import build, describe, load_pretrained
 from crossband.medical.pretraining.masked import gather_material
