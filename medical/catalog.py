@@ -16,6 +16,7 @@ _LVM_MED = (
     "Imaging via Second-order Graph Matching, NeurIPS 2023, arXiv 2306.11925"
 )
 _WEIGHTS = "the authors' repository medical_mae, Apache-2.0; see docs/weights.md"
+_UNET = "crossband.shared.heads.unet:BackboneUNet"
 # Of ChestX-ray14's pixels in 0..1, the same for all three channels.
 MEAN, STD = (0.5056,) * 3, (0.252,) * 3
 NIH = (
@@ -157,6 +158,64 @@ MODELS: tuple[ModelEntry, ...] = (
         global_attn_indexes=(7, 15, 23, 31),
     ),
     ModelEntry(
+        name="lvm_med_resnet50_unet",
+        summary="U-Net of segmentation_models_pytorch on LVM-Med's ResNet-50",
+        target=_UNET,
+        task="segmentation",
+        paper=_LVM_MED,
+        licence="Apache-2.0 (our code)",
+        input_shape=(3, 224, 224),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        arguments={"backbone": "lvm_med_resnet50", "num_classes": 2},
+    ),
+    ModelEntry(
+        name="lvm_med_vit_base_unet",
+        summary="U-Net at half resolution with LVM-Med's (SAM's) ViT-B as its deepest level",
+        target="crossband.shared.heads.vit_unet:SAMUNet",
+        task="segmentation",
+        paper=_LVM_MED,
+        licence="Apache-2.0 (our code)",
+        input_shape=(3, 224, 224),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        arguments={"encoder": {"use_abs_pos": False}, "num_classes": 2},
+    ),
+    ModelEntry(
+        name="lvm_med_vit_base_classifier",
+        summary="classes from the mean of the last map of LVM-Med's (SAM's) ViT-B",
+        target="crossband.shared.heads.pooled:PooledClassifier",
+        task="classification",
+        paper=_LVM_MED,
+        licence="Apache-2.0 (our code)",
+        input_shape=(3, 224, 224),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        arguments={"backbone": "lvm_med_vit_base", "num_classes": 4},
+    ),
+    ModelEntry(
+        name="backbone_unet",
+        summary="U-Net of segmentation_models_pytorch on any backbone of ours or of timm",
+        target=_UNET,
+        task="segmentation",
+        paper="Ronneberger et al. 2015, U-Net, MICCAI 2015, arXiv 1505.04597",
+        licence="Apache-2.0 (our code)",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    ModelEntry(
+        name="lvm_med_sam_vit_base",
+        summary="all of Segment Anything on ViT-B, or on LVM-Med's encoder: masks from boxes",
+        target="crossband.shared.promptable.model:SAM",
+        task="prompted segmentation",
+        paper=f"Kirillov et al. 2023, Segment Anything, ICCV 2023; {_LVM_MED}",
+        licence="Apache-2.0 (our code)",
+        weights="sam_vit_b_01ec64.pth, Apache-2.0; see docs/weights.md",
+        input_shape=(3, 1024, 1024),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    ModelEntry(
         name="lvm_med",
         summary="pre-training of any backbone by second-order graph matching",
         target=f"{_HERE}.lvm_med.model:LVMMed",
@@ -175,6 +234,7 @@ CONFORMANCE: dict[str, str] = {
 LOADERS = {
     "medical classification": f"{_HERE}.reader:Reader",
     "medical segmentation": f"{_HERE}.segmenter:Segmenter",
+    "medical prompted segmentation": f"{_HERE}.prompted.segmenter:PromptedSegmenter",
 }
 BUNDLES = {
     "medical classification": f"{_HERE}.bundles.writing:write",

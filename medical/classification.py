@@ -75,8 +75,10 @@ def prepare(config: TrainConfig) -> Job:
     weights = loss_weights(config, gathered.train, gathered.exclusive, gathered.findings)
 
     def task(model: nn.Module) -> ClassificationTask:
-        if config.loss.name == "ce_dice" or config.monitor == "dice":
-            raise ConfigError("--loss.name ce_dice and --monitor dice are for masks.")
+        if "dice" in config.loss.name or config.monitor == "dice":
+            raise ConfigError(
+                f"--loss.name {config.loss.name} or --monitor dice: dice is of masks."
+            )
         return ClassificationTask(
             model,
             config.optimizer,
@@ -93,8 +95,12 @@ def prepare(config: TrainConfig) -> Job:
         "task": CLASSIFICATION,
         "classes": list(gathered.findings),
         "multilabel": not gathered.exclusive,
-        "reading": {"resize": resize, "window": list(config.data.window)},
-        "description": f"{config.model}: {len(gathered.findings)} findings of radiographs",
+        "reading": {
+            "resize": resize,
+            "window": list(config.data.window),
+            "colours": config.data.colours,
+        },
+        "description": f"{config.model}: {len(gathered.findings)} findings of images",
         **common_facts(config, gathered, chosen, normalise),
     }
 
@@ -231,6 +237,8 @@ def calibrated(
 
 def fit_statistics(config: TrainConfig, folder: RunFolder) -> None:
     """Fit the linear model on image statistics, the rival that needs no network."""
+    if config.data.colours:
+        raise ConfigError("--model statistics is of grey values: leave out --data.colours.")
     if config.weights or config.resume or config.tuning != "full":
         raise ConfigError("--model statistics takes no --weights, --resume or --tuning.")
     gathered, chosen = _with_findings(config)

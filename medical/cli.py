@@ -25,6 +25,18 @@ DOMAIN = Domain(
             summary="look at data before training: patients, leaks, prevalence, broken files",
             examples=("crossband medical data check --data.root nih/",),
         ),
+        "data contamination": Verb(
+            config=f"{_HERE}.config:ContaminationConfig",
+            run=f"{_HERE}.data.contamination:run",
+            summary="compare test data with what a network was pre-trained on; 1 if some was seen",
+            examples=(
+                "crossband medical data contamination files_split/Kvasir.json "
+                "--against lvm-med-training-data/",
+                "crossband medical data contamination my_test/ --against kvasir/images/ "
+                "--out pairs.csv",
+            ),
+            positional="tested",
+        ),
         "pretrain": Verb(
             config=f"{_HERE}.pretraining.config:PretrainConfig",
             run=f"{_HERE}.pretraining.training:pretrain",

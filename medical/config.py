@@ -40,8 +40,8 @@ class ReadingConfig:
 
     window: list[float] = option(
         factory=list,
-        help="DICOM and volumes: centre and width of the values; default: the file's own, or nearly "
-        "all values of a volume",
+        help="DICOM and volumes: centre and width of the values; default: the file's own, or "
+        "nearly all values of a volume",
         advanced=True,
     )
     cache_gb: float = option(2.0, "memory for decoded images, in GB", advanced=True)
@@ -167,6 +167,7 @@ class LossConfig:
         "auto",
         "auto: bce for findings, ce for classes, ce_dice for masks; ce_dice_all counts the "
         "background too (LVM-Med), dice_ce is MONAI's",
+        advanced=True,
     )
     pos_weight: list[float] = option(
         factory=list, help="of the present findings, one per finding", advanced=True
@@ -379,7 +380,7 @@ class ContaminationConfig(OutputOptions):
         True, "look for nearly equal images too, where both sides are images", advanced=True
     )
     distance: int = option(
-        6, "bits of 256 by which fingerprints of nearly equal images may differ", advanced=True
+        12, "bits of 256 by which fingerprints of nearly equal images may differ", advanced=True
     )
     out: str | None = option(None, "csv to write: every pair that was found")
     keep_ids: bool = option(False, "show file names", advanced=True)

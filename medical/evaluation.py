@@ -14,13 +14,16 @@ from crossband.medical.data.radiographs import RadiographStore
 from crossband.medical.data.records import Record
 from crossband.medical.data.splits import Gathered, gather
 from crossband.medical.jobs import DRAWN_BY, NOT_A_DEVICE, data_set_name
+from crossband.medical.networks import DETECTION
 from crossband.medical.privacy import NamedStore, Names
 from crossband.medical.reader import Reader
 from crossband.medical.scoring import EXPLANATION, Readings, read_all, score, subgroups
 from crossband.medical.segmenter import Segmenter
+from crossband.shared.checkpoints import read_config
 from crossband.shared.cli.output import print_json
 from crossband.shared.environment import machine
 from crossband.shared.errors import EXIT_PARTIAL, ConfigError, DataError
+from crossband.shared.export import is_exported
 from crossband.shared.files import json_text, list_digest, write_text
 from crossband.shared.inference import load
 
@@ -32,16 +35,23 @@ def evaluate(config: EvaluateConfig) -> int | None:
             f"--batch_size {config.batch_size} --bootstrap {config.bootstrap}: give 1 or more, and "
             "0 or more."
         )
+    if _task(config.weights) == DETECTION:
+        from crossband.medical.detection import evaluation as detection
+
+        return detection.evaluate(config)
     model = load(config.weights, device=config.device, precision=config.precision)
-    if not isinstance(model, (Reader, Segmenter)):
+    findings = isinstance(model, Reader)
+    if not findings and not hasattr(model, "mask_classes"):
         raise ConfigError(
             f"{config.weights} is of another domain: give best.safetensors of "
             "`crossband medical train`."
         )
+    if not findings and not config.data.classes:  # a set that tells none means those of the network
+        config.data.classes = list(model.classes)
     source = SourceConfig(**{f.name: getattr(config.data, f.name) for f in fields(SourceConfig)})
-    if isinstance(model, Reader) and not source.labels and source.target is None:
+    if findings and not source.labels and source.target is None:
         source.labels = list(model.findings) if model.config["multilabel"] else []
-    gathered = gather(source, labelled=isinstance(model, Reader))
+    gathered = gather(source, labelled=findings)
     split = config.data.split
     _same_draw(model, gathered, config)
     records = [r for c in gathered.collections for r in c.split(split)]
@@ -57,9 +67,14 @@ def evaluate(config: EvaluateConfig) -> int | None:
     out = Path(config.out or Path(config.weights).parent / name)
     if isinstance(model, Segmenter):
         return segmentation.evaluate(config, model, records, protocol(config, model, records), out)
+    if not isinstance(model, Reader):
+        from crossband.medical.prompted import evaluation as prompted
+
+        return prompted.evaluate(config, model, records, protocol(config, model, records), out)
     _same_findings(model, gathered, config)
     names = Names(config.keep_ids)
-    store = NamedStore(RadiographStore(0.0, _window(config, model), config.data.shrink), names)
+    raw = RadiographStore(0.0, _window(config, model), config.data.shrink, model.colours)
+    store = NamedStore(raw, names)
     readings = read_all(
         model,
         records,
@@ -113,6 +128,10 @@ def protocol(
     return found
 
 
+def _task(weights: str) -> str | None:
+    return None if is_exported(weights) else read_config(weights).get("task")
+
+
 def _window(config: EvaluateConfig, model: Reader | Segmenter) -> list[float]:
     return config.data.window or model.config["reading"]["window"]
 
@@ -130,7 +149,7 @@ def _same_draw(model: Reader | Segmenter, gathered: Gathered, config: EvaluateCo
         for c in gathered.collections
     )
     # What is drawn to test on does not depend on the others.
-    names = DRAWN_BY[:2] if split == "test" else DRAWN_BY
+    names = DRAWN_BY[:3] if split == "test" else DRAWN_BY
     other = [n for n in names if n in drawn_by and getattr(config.data, n) != drawn_by[n]]
     if again and other:
         remedy = " ".join(f"--data.{name} {drawn_by[name]}" for name in other)

@@ -19,7 +19,7 @@ def heatmap(reader: Reader, pixels: np.ndarray, finding: int, method: Method) ->
 
     Args:
         reader: The network.
-        pixels: uint8 (H, W).
+        pixels: uint8 (H, W), or RGB (H, W, 3).
         finding: Number of the output; of no account to `rollout`.
         method: `gradient`, or `rollout` of the attention of a ViT.
 
@@ -33,7 +33,7 @@ def heatmap(reader: Reader, pixels: np.ndarray, finding: int, method: Method) ->
         if method == "rollout"
         else gradient_heatmap(module, image, finding)
     )
-    height, width = pixels.shape
+    height, width = pixels.shape[:2]
     scale = min(height, width) / reader.resize
     side = min(height, width, round(reader.size * scale))
     top, left = (height - side) // 2, (width - side) // 2

@@ -14,7 +14,7 @@ from crossband.medical.config import TrainConfig
 from crossband.medical.data.radiographs import RadiographStore
 from crossband.medical.data.records import Collection, Record
 from crossband.medical.data.splits import Gathered, gather
-from crossband.medical.data.transforms import Normalisation
+from crossband.medical.data.transforms import IMAGENET, Normalisation
 from crossband.medical.privacy import NOT_A_DEVICE, NamedStore, Names
 from crossband.shared.checkpoints import HEADER_KEY, read_config, read_state_dict
 from crossband.shared.environment import machine
@@ -24,8 +24,10 @@ from crossband.shared.tasks.base import Task
 from crossband.shared.training.callbacks import RunBook
 from crossband.shared.training.run_folder import RunFolder
 
+# Networks whose pre-training saw images under ImageNet's statistics.
+LVM_MED = ("lvm_med_resnet50", "lvm_med_vit_base", "sam_vit_b")
 # Options that say which patients are in which split, where a set does not.
-DRAWN_BY = ("seed", "test_fraction", "val_fraction", "folds", "fold")
+DRAWN_BY = ("seed", "test_fraction", "lists", "val_fraction", "folds", "fold")
 
 
 @dataclass
@@ -61,7 +63,7 @@ def gather_for(config: TrainConfig) -> tuple[Gathered, list[Record]]:
         ConfigError: a number that cannot be.
     """
     _check_numbers(config)
-    gathered = gather(config.data)
+    gathered = gather(config.data, labelled=config.task == "classification")
     chosen = getattr(gathered, config.select_on)
     for split, records in (("train", gathered.train), (config.select_on, chosen)):
         if not records:
@@ -79,7 +81,11 @@ def _check_numbers(config: TrainConfig) -> None:
             raise ConfigError(f"--{name} {value} must be at least 1.")
     if config.data.shrink < 0:
         raise ConfigError(f"--data.shrink {config.data.shrink} must be at least 0.")
-    parts = {"augment.flip": config.augment.flip, "network.drop_path": config.network.drop_path}
+    parts = {
+        "augment.flip": config.augment.flip,
+        "augment.vertical_flip": config.augment.vertical_flip,
+        "network.drop_path": config.network.drop_path,
+    }
     for name, part in parts.items():
         if not 0 <= part <= 1:
             raise ConfigError(f"--{name} {part:g} is a probability: give 0 to 1.")
@@ -92,12 +98,15 @@ def _check_numbers(config: TrainConfig) -> None:
 
 def reading(config: TrainConfig) -> NamedStore:
     """Return what reads the images."""
-    store = RadiographStore(config.data.cache_gb, config.data.window, config.data.shrink)
+    source = config.data
+    store = RadiographStore(source.cache_gb, source.window, source.shrink, source.colours)
     return NamedStore(store, Names(config.keep_ids))
 
 
 def normalisation(config: TrainConfig) -> Normalisation:
-    """Return mean and deviation: those given, those of the weights, or NIH's.
+    """Return mean and deviation: those given, those of the weights, NIH's, or ImageNet's.
+
+    ImageNet's are those of images in colours, and of all that LVM-Med's networks see.
 
     Raises:
         ConfigError: not two numbers, or a deviation of 0.
@@ -109,6 +118,8 @@ def normalisation(config: TrainConfig) -> Normalisation:
             stored = read_config(config.weights).get("normalisation") or {}
             if len(stored.get("mean", ())) == 3:
                 return Normalisation(tuple(stored["mean"]), tuple(stored["std"]))
+    if config.data.colours or config.model in LVM_MED:
+        return IMAGENET
     return Normalisation(MEAN, STD)
 
 
@@ -139,7 +150,7 @@ def common_facts(
         "channels": 3,
         "value_range": [0, 255],
         "normalisation": asdict(normalise),
-        "modality": "X-ray",
+        "modality": modality(gathered.collections),
         "intended_use": NOT_A_DEVICE,
         "protocol": {
             "data_sets": [data_set_name(c) for c in gathered.collections],
@@ -154,6 +165,12 @@ def common_facts(
             "machine": machine(),
         },
     }
+
+
+def modality(collections: list[Collection]) -> str:
+    """Return what the images are, as far as the layouts of the data sets tell."""
+    chests = all(c.layout in ("nih", "chexpert", "mimic", "covidx") for c in collections)
+    return "X-ray" if chests else "unknown"
 
 
 def data_set_name(collection: Collection) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,18 @@ from crossband.shared.devices import AUTOCAST, select_device
 from crossband.shared.errors import CheckpointError, ConfigError
 from crossband.shared.export import is_exported, load_exported
 from crossband.shared.files import file_digest
+from crossband.shared.heads.pooled import PooledClassifier
+from crossband.shared.heads.unet import BackboneUNet
 from crossband.shared.heads.vit_segmentor import ViTSegmentor
-from crossband.shared.heads.vit_unet import ViTUNet
-from crossband.shared.registry import create_model
-from crossband.shared.tuning.freeze import linear_probe
+from crossband.shared.heads.vit_unet import MapUNet, ViTUNet
+from crossband.shared.registry import catalog, create_model
+from crossband.shared.tuning.freeze import freeze, linear_probe
 from crossband.shared.tuning.lora import apply_lora, load_tuned
 
 CLASSIFICATION = "medical classification"
 SEGMENTATION = "medical segmentation"
+PROMPTED = "medical prompted segmentation"
+DETECTION = "medical detection"
 STATISTICS = "statistics"
 TASKS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION}
 
@@ -36,7 +40,10 @@ SHORT = {
     "resnet50": "timm:resnet50",
     "convnext_tiny": "timm:convnext_tiny",
     "unet": "monai:UNet",
+    "sam_vit_b": "lvm_med_vit_base_classifier",
 }
+# The same of U-Nets.
+_U_NETS = {"resnet50": "lvm_med_resnet50_unet", "sam_vit_b": "lvm_med_vit_base_unet"}
 _UNET = {
     "spatial_dims": 2,
     "in_channels": 3,
@@ -54,44 +61,10 @@ def describe(config: TrainConfig, classes: int) -> dict[str, Any]:
     Raises:
         ConfigError: a network that cannot do the task, or a tuning that it does not take.
     """
-    name = SHORT.get(config.model, config.model)
-    arguments: dict[str, Any] = {}
-    if config.task == "segmentation":
-        if name in VITS:
-            name = f"{name}_{config.network.decoder}"
-        if name.startswith("chest_mae_vit"):
-            arguments = {
-                "num_classes": classes,
-                "img_size": config.size,
-                "drop_path_rate": config.network.drop_path,
-            }
-            if name.endswith("_upernet"):
-                arguments["channels"] = config.network.channels
-                arguments["detail"] = config.network.detail
-        elif name == "monai:UNet" or config.model.startswith("monai:"):
-            flat = {"spatial_dims": 2, "in_channels": 3}
-            arguments = (_UNET if name == "monai:UNet" else flat) | {"out_channels": classes}
-        else:
-            raise ConfigError(
-                f"--model {config.model} gives no masks: take {VITS[1]}, unet or monai:NAME."
-            )
-        if config.tuning not in ("full", "linear"):
-            raise ConfigError(f"--tuning {config.tuning} is for --task classification.")
-    elif name in VITS:
-        arguments = {
-            "num_classes": classes,
-            "img_size": config.size,
-            "global_pool": config.network.pool,
-            "drop_path_rate": config.network.drop_path,
-        }
-    elif name == "monai:UNet" or name.endswith(("_unet", "_upernet")):
-        raise ConfigError(
-            f"--model {config.model} gives masks: take --task segmentation, or another model."
-        )
-    elif name.startswith("monai:"):
-        arguments = {"spatial_dims": 2, "in_channels": 3, "out_channels": classes}
-    else:
-        arguments = {"num_classes": classes}
+    masks = config.task == "segmentation"
+    name, arguments = (_segmenting if masks else _classifying)(config, classes)
+    if masks and config.tuning not in ("full", "linear"):
+        raise ConfigError(f"--tuning {config.tuning} is for --task classification.")
     if not name.startswith("chest_mae") and config.optimizer.layer_decay != 1:
         raise ConfigError(
             f"--optimizer.layer_decay {config.optimizer.layer_decay:g} is for plain ViTs: give "
@@ -103,6 +76,10 @@ def describe(config: TrainConfig, classes: int) -> dict[str, Any]:
             f"--tuning {config.tuning} adds to the early blocks: give --optimizer.layer_decay 1."
         )
     found: dict[str, Any] = {"name": name, "arguments": arguments | config.network.arguments}
+    if config.network.head:
+        if masks or min(config.network.head) < 1:
+            raise ConfigError("--network.head: widths of at least 1, for --task classification.")
+        found["head"] = list(config.network.head)
     if config.tuning != "full":
         found["tuning"] = {"kind": config.tuning}
         if config.tuning == "lora":
@@ -113,9 +90,91 @@ def describe(config: TrainConfig, classes: int) -> dict[str, Any]:
     return found
 
 
+def _segmenting(config: TrainConfig, classes: int) -> tuple[str, dict[str, Any]]:
+    """Return name and arguments of a network for masks.
+
+    Raises:
+        ConfigError: it gives none.
+    """
+    name = _U_NETS.get(config.model, SHORT.get(config.model, config.model))
+    if name in VITS:
+        name = f"{name}_{config.network.decoder}"
+    if name.startswith("chest_mae_vit"):
+        arguments: dict[str, Any] = {
+            "num_classes": classes,
+            "img_size": config.size,
+            "drop_path_rate": config.network.drop_path,
+        }
+        if name.endswith("_upernet"):
+            arguments["channels"] = config.network.channels
+            arguments["detail"] = config.network.detail
+        return name, arguments
+    if config.network.decoder != "unet":
+        raise ConfigError(
+            f"--network.decoder {config.network.decoder} is for chest_mae_vit_*: leave it out with "
+            f"--model {config.model}."
+        )
+    if name.startswith("monai:"):
+        flat = {"spatial_dims": 2, "in_channels": 3}
+        return name, (_UNET if name == "monai:UNet" else flat) | {"out_channels": classes}
+    if name.startswith("lvm_med_") and name.endswith("_unet"):
+        return name, {"num_classes": classes}
+    if name.startswith("timm:") or getattr(catalog().get(name), "backbone", None):
+        # What follows is of the backbone.
+        return "backbone_unet", {"backbone": name, "num_classes": classes}
+    raise ConfigError(
+        f"--model {config.model} gives no masks: take {VITS[1]}, resnet50, sam_vit_b, unet, "
+        "timm:NAME (of a CNN) or monai:NAME."
+    )
+
+
+def _classifying(config: TrainConfig, classes: int) -> tuple[str, dict[str, Any]]:
+    """Return name and arguments of a network for findings.
+
+    Raises:
+        ConfigError: it gives masks.
+    """
+    name = SHORT.get(config.model, config.model)
+    if name in VITS:
+        return name, {
+            "num_classes": classes,
+            "img_size": config.size,
+            "global_pool": config.network.pool,
+            "drop_path_rate": config.network.drop_path,
+        }
+    if name == "monai:UNet" or name.endswith(("_unet", "_upernet", "_prompted")):
+        raise ConfigError(
+            f"--model {config.model} gives masks: take --task segmentation, or another model."
+        )
+    if name.startswith("monai:"):
+        return name, {"spatial_dims": 2, "in_channels": 3, "out_channels": classes}
+    return name, {"num_classes": classes}
+
+
 def build(description: Mapping[str, Any]) -> nn.Module:
     """Build the network that `describe` names, not yet tuned."""
-    return create_model(description["name"], **description["arguments"])
+    model = create_model(description["name"], **description["arguments"])
+    if description.get("head"):
+        _deepen(model, description["head"])
+    return model
+
+
+def _deepen(model: nn.Module, widths: Sequence[int]) -> None:
+    """Put an MLP with ReLUs (LVM-Med's "fcns") in the place of the layer that classifies."""
+    name = head_of(model)
+    last = model.get_submodule(name)
+    assert isinstance(last, nn.Linear)
+    sizes = [last.in_features, *widths]
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes, widths, strict=False):
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+    parent, _, own = name.rpartition(".")
+    head = MLPHead(*layers, nn.Linear(sizes[-1], last.out_features))
+    setattr(model.get_submodule(parent), own, head)
+
+
+class MLPHead(nn.Sequential):
+    """Linear layers and ReLUs in the place of one layer that classifies."""
 
 
 def tune(model: nn.Module, description: Mapping[str, Any]) -> None:
@@ -123,8 +182,10 @@ def tune(model: nn.Module, description: Mapping[str, Any]) -> None:
     tuning = dict(description.get("tuning") or {})
     kind = tuning.pop("kind", "full")
     if kind == "linear":
-        if isinstance(model, ViTSegmentor | ViTUNet):
+        if isinstance(model, ViTSegmentor | MapUNet):
             model.vit.requires_grad_(False)
+        elif isinstance(model, BackboneUNet):
+            freeze(model.encoder)
         else:
             linear_probe(model, head_of(model))
     elif kind == "lora":
@@ -142,13 +203,18 @@ def head_of(model: nn.Module) -> str:
         ConfigError: none is known.
     """
     modules = dict(model.named_modules())
-    found = [name for name in _HEADS if isinstance(modules.get(name), nn.Linear)]
+    found = [name for name in _HEADS if isinstance(modules.get(name), nn.Linear | MLPHead)]
     if not found:
         raise ConfigError(
             f"The layer of {type(model).__name__} that classifies is not known, so it cannot be "
             "tuned alone: take --tuning full."
         )
     return found[0]
+
+
+def load_weights(model: nn.Module, config: TrainConfig) -> str:
+    """Load `--weights`; see `load_pretrained`."""
+    return load_pretrained(model, str(config.weights))
 
 
 def load_pretrained(model: nn.Module, path: str) -> str:
@@ -164,11 +230,22 @@ def load_pretrained(model: nn.Module, path: str) -> str:
 
     if isinstance(model, ViTSegmentor | ViTUNet):
         return str(load_vit(model.vit, path))
+    inner = _backbone_of(model)
     encoder = encoders.read_ours(path)
-    encoder = encoders.read_authors(model, path) if encoder is None else encoder
+    encoder = encoders.read_authors(inner, path) if encoder is None else encoder
     if encoder is not None:
-        return str(encoders.load_encoder(model, encoder, path)) + "; the head starts anew"
+        return str(encoders.load_encoder(inner, encoder, path)) + "; the head starts anew"
+    if inner is not model:
+        found = encoders.load_inner(inner, path, model.inner)  # type: ignore[arg-type]
+        return f"{found}; all but the encoder starts anew"
     return str(official.load_pretrained(model, path))
+
+
+def _backbone_of(model: nn.Module) -> nn.Module:
+    """Return the part of a network that pre-trained weights are for."""
+    if isinstance(model, MapUNet | BackboneUNet | PooledClassifier):
+        return getattr(model, model.inner)
+    return model
 
 
 def load_trained(path: str | Path, *tasks: str) -> tuple[nn.Module, Checkpoint]:

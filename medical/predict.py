@@ -1,16 +1,14 @@
-"""`crossband medical predict`: a csv of findings and heatmaps, or masks and overlays."""
+"""`crossband medical predict`: a csv of findings and heatmaps, masks and overlays, or boxes."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from crossband.medical.config import PredictConfig
 from crossband.medical.data.radiographs import Radiograph, is_radiograph_file, read_radiograph
@@ -18,39 +16,61 @@ from crossband.medical.heatmaps import heatmap
 from crossband.medical.jobs import NOT_A_DEVICE
 from crossband.medical.networks import (
     CLASSIFICATION,
+    DETECTION,
+    PROMPTED,
     SEGMENTATION,
     open_network,
     require_task,
 )
+from crossband.medical.pictures import safe, save_picture, stem_of
 from crossband.medical.privacy import Names
 from crossband.medical.reader import Reader
 from crossband.medical.segmenter import Segmenter
 from crossband.shared.checkpoints import read_config
 from crossband.shared.errors import ConfigError, DataError
 from crossband.shared.export import is_exported
-from crossband.shared.files import atomic_path, write_text
+from crossband.shared.files import write_text
 from crossband.shared.heatmaps import overlay as heat_overlay
 from crossband.shared.prediction import predict_each
 from crossband.shared.reports.figures import overlay
-
-_LONGEST = 160  # characters of a file's stem
 
 
 def predict(config: PredictConfig) -> int | None:
     """Run `crossband medical predict`."""
     if not config.inputs:
-        raise ConfigError("predict needs inputs: images, DICOM files, or folders of them.")
-    paths, others = find_studies(config.inputs)
-    names = Names(config.keep_ids)
-    if others and not config.quiet and not config.json:
-        print(f"passed over {others} file(s) that are no radiographs")
-    if _task(config.weights) == CLASSIFICATION:
-        code = _findings(config, paths, names)
+        raise ConfigError("predict needs inputs: images, DICOM files, volumes, or their folders.")
+    facts = _facts(config.weights)
+    task, names = facts["task"], Names(config.keep_ids)
+    if config.heatmaps and task != CLASSIFICATION:
+        raise ConfigError("--heatmaps are of findings: these weights give masks or boxes.")
+    if config.boxes and task != PROMPTED:
+        raise ConfigError("--boxes is for prompted segmentation: these weights need none.")
+    if task == DETECTION:
+        from crossband.medical.detection import prediction
+
+        code = prediction.predict(config)
+    elif task == SEGMENTATION and facts["reading"].get("volumes"):
+        from crossband.medical.volume_prediction import predict_volumes
+
+        code = predict_volumes(config, _segmenter(config), names)
     else:
-        code = _masks(config, paths, names)
+        code = _images(config, task, names)
     if not config.quiet and not config.json:
         print(NOT_A_DEVICE)
     return code
+
+
+def _images(config: PredictConfig, task: str, names: Names) -> int | None:
+    paths, others = find_studies(config.inputs)
+    if others and not config.quiet and not config.json:
+        print(f"passed over {others} file(s) that are no images")
+    if task == CLASSIFICATION:
+        return _findings(config, paths, names)
+    if task == PROMPTED:
+        from crossband.medical.prompted import prediction
+
+        return prediction.predict(config, paths, names)
+    return _masks(config, paths, names)
 
 
 def find_studies(inputs: Sequence[str]) -> tuple[list[Path], int]:
@@ -80,9 +100,11 @@ def find_studies(inputs: Sequence[str]) -> tuple[list[Path], int]:
     return list(found), others
 
 
-def _task(weights: str) -> str:
+def _facts(weights: str) -> dict[str, Any]:
+    """Return what a checkpoint, or what was exported of it, says of itself."""
     config = open_network(weights).config if is_exported(weights) else read_config(weights)
-    return require_task(config, weights, CLASSIFICATION, SEGMENTATION)
+    require_task(config, weights, CLASSIFICATION, SEGMENTATION, PROMPTED, DETECTION)
+    return config
 
 
 def _findings(config: PredictConfig, paths: list[Path], names: Names) -> int | None:
@@ -98,12 +120,12 @@ def _findings(config: PredictConfig, paths: list[Path], names: Names) -> int | N
     taken: dict[str, str] = {}
 
     def run(path: Path) -> dict[str, Any]:
-        image, shown = _read(path, window, names)
+        image, shown = _read(path, window, names, reader.colours)
         chance = reader.probabilities(reader.logits(reader.prepare(image.pixels)[None]))[0]
         present = reader.present(chance.tolist(), half=config.threshold == "half")
         entry: dict[str, Any] = {
             "input": shown,
-            "size": list(image.pixels.shape),
+            "size": list(image.pixels.shape[:2]),
             "findings": {
                 name: round(float(p), 6) for name, p in zip(reader.findings, chance, strict=True)
             },
@@ -111,7 +133,7 @@ def _findings(config: PredictConfig, paths: list[Path], names: Names) -> int | N
             "notes": list(image.notes),
         }
         if config.heatmaps:
-            stem = pictures / _stem(shown, taken)
+            stem = pictures / stem_of(shown, taken)
             entry["heatmaps"] = _heatmaps(config, reader, image, chance, present, stem)
         rows.append(entry)
         return entry
@@ -156,8 +178,8 @@ def _heatmaps(
     for k in numbers:
         heat = heatmap(reader, image.pixels, k, config.heatmap_method)
         word = "attention" if config.heatmap_method == "rollout" else reader.findings[k]
-        path = stem.with_name(f"{stem.name}_{_safe(word)}.jpg")
-        _save(heat_overlay(image.pixels, heat), path)
+        path = stem.with_name(f"{stem.name}_{safe(word)}.jpg")
+        save_picture(heat_overlay(image.pixels, heat), path)
         written[word] = str(path)
     return written
 
@@ -166,19 +188,17 @@ def _masks(config: PredictConfig, paths: list[Path], names: Names) -> int | None
     out = Path(config.out if config.out != PredictConfig.out else "masks")
     if out.suffix.lower() == ".csv":
         raise ConfigError(f"--out {config.out}: masks are written to a folder.")
-    if config.heatmaps:
-        raise ConfigError("--heatmaps are of findings: these weights give masks.")
-    segmenter = Segmenter.load(config.weights, device=config.device, precision=config.precision)
+    segmenter = _segmenter(config)
     window = config.window or segmenter.config["reading"]["window"]
     taken: dict[str, str] = {}
 
     def run(path: Path) -> dict[str, Any]:
-        image, shown = _read(path, window, names)
+        image, shown = _read(path, window, names, segmenter.colours)
         ids = segmenter.predict(image.pixels)
-        stem = _stem(shown, taken)
+        stem = stem_of(shown, taken)
         target, covered = out / f"{stem}.png", out / f"{stem}_overlay.jpg"
-        _save(ids, target)
-        _save(overlay(image.pixels, ids, segmenter.palette), covered)
+        save_picture(ids, target)
+        save_picture(overlay(image.pixels, ids, segmenter.palette), covered)
         counts = np.bincount(ids.ravel(), minlength=len(segmenter.classes))
         return {
             "input": shown,
@@ -197,26 +217,17 @@ def _masks(config: PredictConfig, paths: list[Path], names: Names) -> int | None
     )
 
 
-def _read(path: Path, window: Sequence[float], names: Names) -> tuple[Radiograph, str]:
+def _segmenter(config: PredictConfig) -> Segmenter:
+    return Segmenter.load(config.weights, device=config.device, precision=config.precision)
+
+
+def _read(
+    path: Path, window: Sequence[float], names: Names, colours: bool
+) -> tuple[Radiograph, str]:
     try:
-        return read_radiograph(path, window), names.image(path)
+        return read_radiograph(path, window, colours=colours), names.image(path)
     except DataError as error:
         raise DataError(names.error(error, path)) from None
-
-
-def _stem(shown: str, taken: dict[str, str]) -> str:
-    """Return the stem of an image's results; another image (1.png, 1.dcm) gets another one."""
-    first = _safe(re.sub(r"\.(png|jpe?g|dcm|tiff?|bmp|webp)$", "", shown, flags=re.I))
-    stem, number = first[-_LONGEST:], 1
-    while taken.setdefault(stem, shown) != shown:
-        number += 1
-        stem = f"{first[-_LONGEST:]}-{number}"
-    return stem
-
-
-def _safe(name: str) -> str:
-    """Return a name that is one file's: what stood in folders keeps their names."""
-    return re.sub(r"[^\w.+-]+", "_", name)
 
 
 def _sentence(entry: dict[str, Any]) -> str:
@@ -230,8 +241,3 @@ def _mask_sentence(entry: dict[str, Any]) -> str:
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in entry["area"].items())
     notes = f" ({' '.join(entry['notes'])})" if entry["notes"] else ""
     return f"{entry['mask']}: {shares}{notes}"
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary)

@@ -33,11 +33,17 @@ class Names:
         self._numbers: dict[str, dict[str, int]] = {}
 
     def image(self, path: str | Path, name: str | None = None) -> str:
-        """Return what an image is called: its name, or `image-<12 digits of the sha256>`."""
+        """Return what an image is called: its name, or `image-<12 digits of the sha256>`.
+
+        The folder of a DICOM series is called by the digests of its files.
+        """
         if self.keep:
             return name or str(path)
         try:
-            return f"image-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
+            if Path(path).is_dir():
+                files = sorted(_digest(p) for p in Path(path).iterdir() if p.is_file())
+                return f"series-{hashlib.sha256(''.join(files).encode()).hexdigest()[:12]}"
+            return f"image-{_digest(Path(path))[:12]}"
         except OSError:
             return self._numbered("image-missing", str(name or path))
 
@@ -61,6 +67,10 @@ class Names:
                 # As a whole word: files of an archive are called 1, or I.
                 text = re.sub(rf"(?<!\w){re.escape(Path(path).name)}(?!\w)", shown, text)
         return text
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Store(Protocol):

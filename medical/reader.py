@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from crossband.medical.baselines import statistics
+from crossband.medical.data.radiographs import require_picture
 from crossband.medical.data.transforms import Normalisation, centre_view
 from crossband.medical.networks import CLASSIFICATION, Opened, open_network, require_task
 from crossband.shared.checkpoints import read_config
-from crossband.shared.errors import ConfigError, DataError
+from crossband.shared.errors import ConfigError
 
 HALF = 0.5
 
@@ -44,6 +45,7 @@ class Reader:
         )
         self.temperature = float(config.get("temperature", 1.0))
         self.thresholds: dict[str, float] = config.get("thresholds", {})
+        self.colours: bool = config["reading"].get("colours", False)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", precision: str = "32") -> Reader:
@@ -77,16 +79,15 @@ class Reader:
         return self.opened.module
 
     def prepare(self, pixels: np.ndarray) -> Tensor:
-        """Return the network's input (3, S, S) of an image, uint8 (H, W).
+        """Return the network's input (3, S, S) of an image.
+
+        Args:
+            pixels: uint8 (H, W); of networks that keep colours also RGB (H, W, 3).
 
         Raises:
             DataError: another kind of array.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.size == 0:
-            raise DataError(
-                f"an array of {pixels.dtype} {pixels.shape} is no radiograph: give uint8 (H, W), "
-                "as crossband.medical.data.radiographs.read_radiograph does."
-            )
+        require_picture(pixels, self.colours)
         return self.normalisation(centre_view(pixels, self.size, self.resize))
 
     def logits(self, images: Tensor) -> np.ndarray:
@@ -99,7 +100,7 @@ class Reader:
         return (scaled.softmax(1) if self.exclusive else scaled.sigmoid()).numpy()
 
     def predict(self, pixels: np.ndarray) -> dict[str, float]:
-        """Return the probability of each finding in an image, uint8 (H, W).
+        """Return the probability of each finding in an image, as `prepare` takes it.
 
         Raises:
             DataError: another kind of array.

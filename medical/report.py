@@ -78,7 +78,7 @@ def evaluation_report(
     path: Path,
 ) -> None:
     """Write report.html of an evaluation."""
-    report = Report("Evaluation: findings of radiographs", protocol_text(results["protocol"]))
+    report = Report("Evaluation: findings of images", protocol_text(results["protocol"]))
     report.note(NOT_A_DEVICE)
     add_scores(report, results)
     if len(reader.findings) <= _CURVES:
@@ -195,7 +195,8 @@ def _add_heatmaps(
             found = reader.findings[k]
             verdict = "labelled so" if right else "not labelled so"
             caption = f"{names.image(record.path, record.name)}: {found} {chance[number, k]:.2f}"
-            shown = np.hstack([np.repeat(pixels[..., None], 3, 2), overlay(pixels, heat)])
+            plain = np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
+            shown = np.hstack([plain, overlay(pixels, heat)])
             report.picture(png(_small(shown)), "png", f"{caption}, {verdict}")
 
 

@@ -1,7 +1,8 @@
-"""Masks: training, and Dice of what was outlined."""
+"""Masks of images and volumes: training and evaluation."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from crossband.medical.config import EvaluateConfig, TrainConfig
+from crossband.medical.cases import ImageCase, ScanCase, is_scan
+from crossband.medical.config import EvaluateConfig, SourceConfig, TrainConfig
+from crossband.medical.data.masks import FOREGROUND, MaskClasses
 from crossband.medical.data.radiographs import RadiographStore
 from crossband.medical.data.records import Record
-from crossband.medical.data.splits import patient_key
+from crossband.medical.data.splits import Gathered
 from crossband.medical.data.tolerant import GoingOn
-from crossband.medical.data.views import MaskedViews, read_mask
+from crossband.medical.data.views import ImagePairs, MaskedViews, Pairs
 from crossband.medical.jobs import (
     NOT_A_DEVICE,
     Job,
@@ -23,27 +26,29 @@ from crossband.medical.jobs import (
     normalisation,
     reading,
 )
+from crossband.medical.mask_scores import (
+    Distances,
+    explanation,
+    public,
+    score_masks,
+    scores_text,
+    table_rows,
+)
 from crossband.medical.networks import SEGMENTATION
-from crossband.medical.privacy import NamedStore, Names, Store
+from crossband.medical.privacy import NamedStore, Names
 from crossband.medical.report import protocol_text
-from crossband.medical.scoring import text
 from crossband.medical.segmenter import Segmenter
 from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
-from crossband.shared.cli.output import format_table, print_json
+from crossband.shared.cli.output import print_json
 from crossband.shared.errors import EXIT_PARTIAL, ConfigError, DataError
 from crossband.shared.files import json_text, write_text
-from crossband.shared.metrics.ranking import bootstrap
 from crossband.shared.reports.figures import curves, panel, png
 from crossband.shared.reports.html import Report
 from crossband.shared.tasks.segmentation import SegmentationTask
 from crossband.shared.training.callbacks import RunBook
 from crossband.shared.training.run_folder import RunFolder
 
-EXPLANATION = (
-    "Dice of every image at its own size, mean over images; an image without a class and without a "
-    "prediction of it is left out for that class. Intervals of 95 % from resampling patients."
-)
-CLASSES = ("background", "lung")
+LOSSES = ("auto", "ce", "ce_dice", "ce_dice_all", "dice_ce")
 _PALETTE = ((0, 0, 0), (64, 160, 255), (255, 140, 0), (60, 200, 90), (220, 60, 120))
 _WORST = 6
 
@@ -58,47 +63,55 @@ def prepare(config: TrainConfig) -> Job:
     gathered, chosen = gather_for(config)
     gathered.train = with_masks(gathered.train, "train")
     chosen = with_masks(chosen, config.select_on)
-    store, normalise = reading(config), normalisation(config)
-    names, count = Names(config.keep_ids), len(CLASSES)
+    volumes = of_volumes([*gathered.train, *chosen])
+    classes = mask_classes(config.data, gathered)
+    _check(config, classes)
+    normalise, names = normalisation(config), Names(config.keep_ids)
+    train_pairs = _pairs(config, gathered.train, classes, volumes)
     train = MaskedViews(
-        gathered.train,
-        store,
+        train_pairs,
         config.size,
-        classes=count,
+        sliding=config.sliding,
         augment=config.augment,
+        normalisation=normalise,
+        weights=_chances(config, train_pairs),
+        seed=config.seed,
+    )
+    val = MaskedViews(
+        _pairs(config, chosen, classes, volumes),
+        config.size,
+        sliding=config.sliding,
         normalisation=normalise,
         seed=config.seed,
     )
-    val = MaskedViews(chosen, store, config.size, classes=count, normalisation=normalise)
-    if config.loss.name not in ("auto", "ce", "ce_dice") or config.loss.pos_weight:
-        raise ConfigError("--task segmentation takes --loss.name ce or ce_dice, and class_weights.")
-    if len(config.loss.class_weights) not in (0, count):
-        raise ConfigError(
-            f"--loss.class_weights has {len(config.loss.class_weights)} numbers for {count} "
-            f"classes ({', '.join(CLASSES)}): one for each."
-        )
-    if config.loss.balance or config.loss.label_smoothing or config.loss.sampling != "images":
-        raise ConfigError("--loss.balance, label_smoothing and sampling are for findings.")
-    if config.monitor in ("auroc", "accuracy"):
-        raise ConfigError(f"--monitor {config.monitor} is for findings: take dice or loss.")
 
     def task(model: nn.Module) -> SegmentationTask:
         return SegmentationTask(
             model,
             config.optimizer,
             config.schedule,
-            loss="ce" if config.loss.name == "ce" else "ce_dice",
+            loss="ce_dice" if config.loss.name == "auto" else config.loss.name,  # type: ignore
             class_weights=config.loss.class_weights,
-            monitor="loss" if config.monitor == "loss" else "iou",
+            monitor=_monitor(config, classes),  # type: ignore
             compile=config.trainer.compile,
         )
 
     facts = {
         "task": SEGMENTATION,
-        "classes": list(CLASSES),
-        "palette": [list(colour) for colour in _PALETTE[: len(CLASSES)]],
-        "reading": {"resize": 0, "window": list(config.data.window)},
-        "description": f"{config.model}: {', '.join(CLASSES[1:])} of radiographs",
+        "classes": list(classes.names),
+        "mask_values": list(classes.values),
+        "palette": palette(len(classes)),
+        "reading": {
+            "resize": 0,
+            "window": list(config.data.window),
+            "colours": config.data.colours,
+            "sliding": config.sliding,
+            "volumes": volumes,
+            "axis": config.data.axis,
+            "sequences": list(config.data.sequences),
+        },
+        "description": f"{config.model}: {', '.join(classes.names[1:])} of "
+        f"{'volumes, slice by slice' if volumes else 'images'}",
         **common_facts(config, gathered, chosen, normalise),
     }
 
@@ -106,7 +119,115 @@ def prepare(config: TrainConfig) -> Job:
         _finish(config, folder, chosen, book)
 
     views = (GoingOn(items, items.records, names) for items in (train, val))
-    return Job(CLASSES, gathered, chosen, *views, task, finish, facts)
+    return Job(classes.names, gathered, chosen, *views, task, finish, facts)
+
+
+def _check(config: TrainConfig, classes: MaskClasses) -> None:
+    """Refuse options of the other tasks.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    count = len(classes)
+    if config.loss.name not in LOSSES or config.loss.pos_weight:
+        raise ConfigError(
+            f"--task segmentation takes --loss.name {', '.join(LOSSES[1:])}, and class_weights."
+        )
+    if len(config.loss.class_weights) not in (0, count):
+        raise ConfigError(
+            f"--loss.class_weights has {len(config.loss.class_weights)} numbers for {count} "
+            f"classes ({', '.join(classes.names)}): one for each."
+        )
+    if config.loss.balance or config.loss.label_smoothing:
+        raise ConfigError("--loss.balance and label_smoothing are for findings.")
+    if config.monitor in ("auroc", "accuracy"):
+        raise ConfigError(f"--monitor {config.monitor} is for findings: take dice or loss.")
+
+
+def _monitor(config: TrainConfig, classes: MaskClasses) -> str:
+    if config.monitor == "loss":
+        return "loss"
+    return "iou" if len(classes) == 2 else "miou"
+
+
+def mask_classes(source: SourceConfig, gathered: Gathered) -> MaskClasses:
+    """Return the classes of the masks: those given, those that the data sets tell, or two.
+
+    Raises:
+        ConfigError: classes that cannot be, or data sets that tell different ones.
+    """
+    told = {c.classes for c in gathered.collections if c.classes}
+    if not source.classes and len(told) > 1:
+        raise ConfigError(
+            "The data sets have masks of different classes "
+            f"({'; '.join(', '.join(names) for names in sorted(told))}): give --data.classes and "
+            "--data.mask_values, or train on one of them."
+        )
+    names = source.classes or (next(iter(told)) if told else None)
+    if names is None:
+        many = len(source.mask_values)
+        names = FOREGROUND if many < 3 else ["background", *map(str, source.mask_values[1:])]
+    return MaskClasses.given(names, source.mask_values)
+
+
+def of_volumes(records: Sequence[Record]) -> bool:
+    """Whether the records are volumes.
+
+    Raises:
+        ConfigError: some are, and some are images.
+    """
+    kinds = {is_scan(record.path) for record in records}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "The data holds both images and volumes: train on one kind, with --data.root for each "
+            "set of it."
+        )
+    return kinds.pop()
+
+
+def palette(count: int) -> list[list[int]]:
+    """Return a colour (RGB, 0 to 255) for each of `count` classes; the background is black."""
+    import colorsys
+
+    found = [list(colour) for colour in _PALETTE[:count]]
+    for number in range(len(found), count):  # turns by the golden angle stay apart
+        shade = colorsys.hsv_to_rgb(number * 0.381966 % 1.0, 0.75, 0.95)
+        found.append([round(255 * part) for part in shade])
+    return found
+
+
+def _pairs(
+    config: TrainConfig, records: list[Record], classes: MaskClasses, volumes: bool
+) -> Pairs:
+    if not volumes:
+        return ImagePairs(records, reading(config), classes)
+    from crossband.medical.data.scans import SlicePairs
+
+    source = config.data
+    found = SlicePairs(
+        records,
+        classes,
+        axis=source.axis,
+        window=source.window,
+        cache_gb=source.cache_gb,
+        names=Names(config.keep_ids),
+    )
+    for problem in found.skipped:
+        print(f"left out: {problem}", file=sys.stderr, flush=True)
+    return found
+
+
+def _chances(config: TrainConfig, pairs: Pairs) -> list[float]:
+    """Return the chance of each slice, if those with labels shall come as often as the others."""
+    if config.loss.sampling == "images":
+        return []
+    labelled = getattr(pairs, "labelled", None)
+    if labelled is None:
+        raise ConfigError("--loss.sampling balanced: of masks it is for slices of volumes.")
+    count = int(labelled.sum())
+    if count in (0, len(labelled)):
+        return []
+    return np.where(labelled, 0.5 / count, 0.5 / (len(labelled) - count)).tolist()
 
 
 def with_masks(records: Sequence[Record], split: str) -> list[Record]:
@@ -124,55 +245,18 @@ def with_masks(records: Sequence[Record], split: str) -> list[Record]:
     return found
 
 
-def score_masks(
-    segmenter: Segmenter,
-    records: Sequence[Record],
-    store: Store,
-    names: Names,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Return Dice per class with intervals, a row per image, and what could not be read.
+def cases_of(
+    records: Sequence[Record], store: NamedStore, segmenter: Segmenter, window: Sequence[float]
+) -> list[ImageCase | ScanCase]:
+    """Return what masks are scored on.
 
     Raises:
-        DataError: no image can be scored.
+        ConfigError: images and volumes together.
     """
-    classes = segmenter.classes
-    kept: list[Record] = []
-    dice: list[list[float]] = []
-    problems: list[str] = []
-    for record in records:
-        try:
-            pixels = store.read(record.path)
-            truth = read_mask(record, len(classes))
-        except DataError as error:
-            problems.append(names.error(error, record.path, record.mask))
-            continue
-        ids = segmenter.predict(pixels)
-        if ids.shape != truth.shape:
-            size = (truth.shape[1], truth.shape[0])
-            ids = np.asarray(_image(ids).resize(size, 0))
-        kept.append(record)
-        dice.append([_dice(ids == k, truth == k) for k in range(1, len(classes))])
-    if not kept:
-        raise DataError(f"None of the {len(records)} images can be scored: {problems[0]}")
-    values, groups = np.array(dice), [patient_key(record) for record in kept]
-    rows = [
-        {"image": record, "dice": dict(zip(classes[1:], row, strict=True))}
-        for record, row in zip(kept, dice, strict=True)
-    ]
-
-    def interval(column: np.ndarray) -> dict[str, float | None]:
-        found = bootstrap(_mean, [column], groups, count=resamples, seed=seed)
-        return {k: None if np.isnan(v) else float(v) for k, v in found._asdict().items()}
-
-    per_class = {
-        name: interval(values[:, k]) | {"median": float(np.nanmedian(values[:, k]))}
-        for k, name in enumerate(classes[1:])
-    }
-    mean = interval(np.nanmean(values, 1))
-    return {"dice": mean, "classes": per_class, "rows": rows, "left_out": problems}
+    if not of_volumes(records):
+        return [ImageCase(record, store) for record in records]
+    axis = segmenter.config["reading"].get("axis", "auto")
+    return [ScanCase(record, axis, window) for record in records]
 
 
 def evaluate(
@@ -185,20 +269,31 @@ def evaluate(
     """Score masks; write metrics.json and report.html."""
     names = Names(config.keep_ids)
     window = config.data.window or segmenter.config["reading"]["window"]
-    store = NamedStore(RadiographStore(0.0, window, config.data.shrink), names)
+    raw = RadiographStore(0.0, window, config.data.shrink, segmenter.colours)
+    store = NamedStore(raw, names)
+    records = with_masks(records, config.data.split)
+    classes = segmenter.mask_classes
+    if config.data.mask_values:
+        classes = MaskClasses.given(segmenter.classes, config.data.mask_values)
+    distances = Distances(config.distances, config.tolerance)
     scores = score_masks(
         segmenter,
-        with_masks(records, config.data.split),
-        store,
+        cases_of(records, store, segmenter, window),
+        classes,
         names,
+        distances=distances,
         resamples=config.bootstrap,
         seed=config.seed,
+        batch_size=config.batch_size,
     )
-    protocol["images"] = len(scores["rows"])
-    results = {"protocol": protocol | {"explanation": EXPLANATION}, **_public(scores, names)}
+    volumes = of_volumes(records)
+    protocol["volumes" if volumes else "images"] = len(scores["rows"])
+    said = explanation(distances, volumes)
+    results = {"protocol": protocol | {"explanation": said}, **public(scores, names)}
     write_text(out / "metrics.json", json_text(results) + "\n")
-    report = Report("Evaluation: masks of radiographs", protocol_text(protocol))
-    _add(report, segmenter, scores, store, names)
+    report = Report("Evaluation: masks", protocol_text(protocol))
+    worst = cases_of(_worst(scores), store, segmenter, window)
+    _add(report, segmenter, scores, said, worst, names, classes)
     report.write(out / "report.html")
     if config.json:
         print_json(results)
@@ -212,33 +307,31 @@ def evaluate(
     return EXIT_PARTIAL if scores["left_out"] else None
 
 
-def scores_text(scores: dict[str, Any]) -> str:
-    """Return the scores as a table for a terminal."""
-    rows = [(name, text(v), f"{v['median']:.3f}") for name, v in scores["classes"].items()]
-    return format_table(("class", "Dice", "median"), rows)
-
-
 def _finish(config: TrainConfig, folder: RunFolder, chosen: list[Record], book: RunBook) -> None:
     segmenter = Segmenter.load(folder.best, device=config.device, precision=config.precision)
     names, store = Names(config.keep_ids), reading(config)
-    scores = score_masks(segmenter, chosen, store, names)
+    cases, distances = cases_of(chosen, store, segmenter, config.data.window), Distances(False)
+    scores = score_masks(segmenter, cases, segmenter.mask_classes, names)
     checkpoint = load_checkpoint(folder.best)
     metrics = {f"{config.select_on}_mean_dice": scores["dice"]["value"]}
     save_checkpoint(folder.best, checkpoint.state_dict, checkpoint.config | {"metrics": metrics})
     minutes = round(book.seconds / 60, 2)
     protocol = segmenter.config["protocol"] | {"split": config.select_on, "minutes": minutes}
+    said = explanation(distances, of_volumes(chosen))
     results = {
         "headline": {"dice": scores["dice"]["value"]},
-        "protocol": protocol | {"explanation": EXPLANATION},
+        "protocol": protocol | {"explanation": said},
         "best": book.best,
-        config.select_on: _public(scores, names),
+        config.select_on: public(scores, names),
         "history": book.history,
     }
     folder.write_results(results)
     report = Report(f"Training: {config.model}", protocol_text(protocol))
-    _add(report, segmenter, scores, store, names)
+    worst = cases_of(_worst(scores), store, segmenter, config.data.window)
+    _add(report, segmenter, scores, said, worst, names, segmenter.mask_classes)
     report.heading("Curves")
-    report.figure(curves(book.history, ("val_iou",)), f"best epoch {book.best['epoch']}")
+    kind = "val_iou" if len(segmenter.classes) == 2 else "val_miou"
+    report.figure(curves(book.history, (kind,)), f"best epoch {book.best['epoch']}")
     report.write(folder.report)
     if config.json:
         print_json({"weights": str(folder.best), **results})
@@ -247,51 +340,45 @@ def _finish(config: TrainConfig, folder: RunFolder, chosen: list[Record], book: 
         print(f"weights: {folder.best}\nreport: {folder.report}")
 
 
-def _public(scores: dict[str, Any], names: Names) -> dict[str, Any]:
-    """Return scores with images called as they may be called."""
-    rows = [
-        {"image": names.image(row["image"].path, row["image"].name), "dice": row["dice"]}
-        for row in scores["rows"]
-    ]
-    return {**scores, "rows": rows}
+def _worst(scores: dict[str, Any]) -> list[Record]:
+    """Return the images of the least Dice, worst first."""
+
+    def mean(row: dict[str, Any]) -> float:
+        values = np.array(list(row["dice"].values()))
+        return float(np.nanmean(values)) if not np.isnan(values).all() else 1.0
+
+    return [row["image"] for row in sorted(scores["rows"], key=mean)[:_WORST]]
 
 
 def _add(
-    report: Report, segmenter: Segmenter, scores: dict[str, Any], store: Store, names: Names
+    report: Report,
+    segmenter: Segmenter,
+    scores: dict[str, Any],
+    said: str,
+    worst: Sequence[ImageCase | ScanCase],
+    names: Names,
+    classes: MaskClasses,
 ) -> None:
     """Add the table and the worst images."""
     report.note(NOT_A_DEVICE)
-    rows = [
-        {"class": name, "Dice": text(v), "median": round(v["median"], 4)}
-        for name, v in scores["classes"].items()
-    ]
-    report.table(rows, EXPLANATION)
+    report.table(table_rows(scores), said)
     for problem in scores["left_out"]:
         report.text(f"Left out: {problem}")
     report.heading("Worst images")
-    report.note("From left to right: the image, labels, predictions.")
-    ranked = sorted(scores["rows"], key=lambda row: np.nanmean(list(row["dice"].values())))
-    for row in ranked[:_WORST]:
-        record = row["image"]
-        pixels, truth = store.read(record.path), read_mask(record, len(segmenter.classes))
-        found = segmenter.predict(pixels)
-        if truth.shape != pixels.shape:
-            truth = np.asarray(_image(truth).resize((pixels.shape[1], pixels.shape[0]), 0))
-        picture = panel(pixels, truth, found, segmenter.palette)
-        values = ", ".join(f"{name} {value:.3f}" for name, value in row["dice"].items())
+    report.note(
+        "From left to right: the image (of a volume the slice with most labels), labels, "
+        "predictions."
+    )
+    dice = {id(row["image"]): row["dice"] for row in scores["rows"]}
+    for case in worst:
+        record = case.record
+        found, truth = case.found(segmenter), case.truth(classes)
+        picture = panel(*case.shown(found, truth), segmenter.palette)
+        values = ", ".join(f"{name} {value:.3f}" for name, value in dice[id(record)].items())
         shown = _image(picture)
         shown.thumbnail((960, 320))
         caption = f"{names.image(record.path, record.name)}: Dice {values}"
         report.picture(png(np.asarray(shown)), "png", caption)
-
-
-def _dice(found: np.ndarray, truth: np.ndarray) -> float:
-    total = int(found.sum()) + int(truth.sum())
-    return float(2 * (found & truth).sum() / total) if total else float("nan")
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
 def _image(pixels: np.ndarray) -> Any:

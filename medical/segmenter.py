@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from crossband.medical.data.transforms import Normalisation, stretched_view
+from crossband.medical.data.masks import MaskClasses
+from crossband.medical.data.radiographs import require_picture
+from crossband.medical.data.transforms import Normalisation, at_least, stretched_view
 from crossband.medical.networks import SEGMENTATION, Opened, open_network, require_task
-from crossband.shared.errors import DataError
 from crossband.shared.layers.resize import resize
+
+OVERLAP = 0.5  # of sliding windows, as parts of their sides
+
+
+class Slices(Protocol):
+    """A volume as pictures: `crossband.medical.data.scans.Scan`."""
+
+    across: int
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+
+    def picture(self, index: int) -> np.ndarray:
+        """Return a slice as it is looked at, uint8 (H, W), or (H, W, 3)."""
+
+    def to_plane(self, logits: Tensor) -> Tensor:
+        """Bring logits (K, H, W) of a picture to the file's grid, (K, rows, columns)."""
 
 
 class Segmenter:
@@ -21,18 +42,25 @@ class Segmenter:
 
     Attributes:
         classes: Names by id.
+        mask_classes: The same with the values that stand for them in masks.
         palette: RGB colours by id, uint8 (K, 3).
+        colours: Whether images keep their colours.
+        sliding: Whether images are cut into windows, not stretched.
     """
 
     def __init__(self, opened: Opened) -> None:
         """Keep the parts."""
         self.opened, self.config = opened, opened.config
         self.classes: tuple[str, ...] = tuple(self.config["classes"])
+        values = self.config.get("mask_values") or ()
+        self.mask_classes = MaskClasses(self.classes, tuple(values))
         self.palette = np.array(self.config["palette"], np.uint8)
         self.size = self.config["input_size"][0]
         self.normalisation = Normalisation(
             tuple(self.config["normalisation"]["mean"]), tuple(self.config["normalisation"]["std"])
         )
+        reading = self.config["reading"]
+        self.colours, self.sliding = reading.get("colours", False), reading.get("sliding", False)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", precision: str = "32") -> Segmenter:
@@ -46,24 +74,60 @@ class Segmenter:
         require_task(opened.config, path, SEGMENTATION)
         return cls(opened)
 
-    def logits(self, pixels: np.ndarray) -> torch.Tensor:
-        """Return logits (K, H, W) of an image, uint8 (H, W), at its own size.
+    def logits(self, pixels: np.ndarray) -> Tensor:
+        """Return logits (K, H, W) of an image at its own size.
+
+        Args:
+            pixels: uint8 (H, W); of networks that keep colours also RGB (H, W, 3).
 
         Raises:
             DataError: another kind of array.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.size == 0:
-            raise DataError(
-                f"an array of {pixels.dtype} {pixels.shape} is no radiograph: give uint8 (H, W), "
-                "as crossband.medical.data.radiographs.read_radiograph does."
-            )
-        image = self.normalisation(stretched_view(pixels, self.size))
-        return resize(self.opened(image[None]), pixels.shape)[0]
+        return self.batch_logits([pixels])[0]
+
+    def batch_logits(self, pictures: Sequence[np.ndarray]) -> list[Tensor]:
+        """Return logits of several images, each at its own size."""
+        for pixels in pictures:
+            require_picture(pixels, self.colours)
+        if self.sliding:
+            return [self._by_windows(pixels) for pixels in pictures]
+        views = [self.normalisation(stretched_view(pixels, self.size)) for pixels in pictures]
+        found = self.opened(torch.stack(views))
+        return [
+            resize(one[None], pixels.shape[:2])[0]
+            for one, pixels in zip(found, pictures, strict=True)
+        ]
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        """Return class ids, uint8 (H, W), of an image, uint8 (H, W).
+        """Return class ids, uint8 (H, W), of an image, as `logits` takes it.
 
         Raises:
             DataError: another kind of array.
         """
         return self.logits(pixels).argmax(0).to(torch.uint8).numpy()
+
+    def predict_scan(self, scan: Slices, batch_size: int = 8) -> np.ndarray:
+        """Return class ids of a volume, uint8 of its file's shape, slice by slice.
+
+        Args:
+            scan: The volume.
+            batch_size: Slices at a time.
+        """
+        planes: list[np.ndarray] = []
+        for start in range(0, len(scan), batch_size):
+            places = range(start, min(start + batch_size, len(scan)))
+            for logits in self.batch_logits([scan.picture(index) for index in places]):
+                planes.append(scan.to_plane(logits).argmax(0).to(torch.uint8).numpy())
+        return np.stack(planes, axis=scan.across)
+
+    def _by_windows(self, pixels: np.ndarray) -> Tensor:
+        """Return logits by MONAI's sliding windows, those in their middle counting most."""
+        from monai.inferers import sliding_window_inference
+
+        height, width = pixels.shape[:2]
+        image = self.normalisation(at_least(pixels, self.size))[None]
+        window: Any = (self.size, self.size)
+        found = sliding_window_inference(
+            image, window, 4, self.opened, overlap=OVERLAP, mode="gaussian"
+        )
+        return found[0, :, :height, :width]

@@ -1,9 +1,11 @@
-"""`crossband medical train`: findings or masks, whole networks or few parameters."""
+"""`crossband medical train`: findings, masks or boxes; whole networks or few parameters."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,11 @@ TUNED = "tuned.safetensors"
 
 def train(config: TrainConfig) -> None:
     """Train a network; leave the best weights and a report."""
+    if config.task == "detection":
+        from crossband.medical.detection import training as detection
+
+        detection.train(config)
+        return
     if config.data.folds and config.data.fold == EVERY_FOLD:
         _every_fold(config)
         return
@@ -42,21 +49,21 @@ def train(config: TrainConfig) -> None:
     if config.task == "classification" and config.model == networks.STATISTICS:
         classification.fit_statistics(config, folder)
         return
-    make = segmentation if config.task == "segmentation" else classification
-    job: Job = make.prepare(config)
-    description = networks.describe(config, len(job.classes))
+    kind = _kind(config)
+    job = kind.prepare(config)
+    description = kind.describe(config, len(job.classes))
     torch.manual_seed(config.seed)
     model = networks.build(description).to(memory_format=torch.channels_last)
     loaded = "none, from scratch"
     if config.weights:  # a resumed run has taken them over already
         told = f"as the run began: {config.weights}"
-        loaded = told if config.resume else networks.load_pretrained(model, config.weights)
+        loaded = told if config.resume else kind.load(model, config)
     elif config.tuning != "full":
         raise ConfigError(
             f"--tuning {config.tuning} leaves the network as it is, and without --weights it is "
             "random: give pre-trained weights."
         )
-    networks.tune(model, description)
+    kind.tune(model, description)
     task = job.task(model)
     if not config.quiet and not config.json:
         print(_summary(config, folder, job, model, loaded), flush=True)
@@ -94,6 +101,29 @@ def train(config: TrainConfig) -> None:
         _save_tuned(config, folder)
     if not config.quiet and not config.json:
         print(NOT_A_DEVICE)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a kind of task is prepared, and how its network is described, loaded and tuned."""
+
+    prepare: Callable[[TrainConfig], Job]
+    describe: Callable[[TrainConfig, int], dict[str, Any]] = networks.describe
+    load: Callable[[nn.Module, TrainConfig], str] = networks.load_weights
+    tune: Callable[[nn.Module, dict[str, Any]], None] = networks.tune
+
+
+def _kind(config: TrainConfig) -> _Kind:
+    if config.task == "classification":
+        return _Kind(classification.prepare)
+    if not config.model.endswith("_prompted"):
+        return _Kind(segmentation.prepare)
+    from crossband.medical.prompted import training as prompted
+    from crossband.medical.prompted import weights
+
+    return _Kind(
+        prompted.prepare, weights.describe, weights.load, lambda model, _: weights.freeze(model)
+    )
 
 
 def _save_tuned(config: TrainConfig, folder: RunFolder) -> None:

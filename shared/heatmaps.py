@@ -98,13 +98,13 @@ def gradient_heatmap(
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray | Tensor) -> np.ndarray:
-    """Lay a heatmap over a grey image.
+    """Lay a heatmap over an image.
 
     Heat runs from its own smallest to its own largest value, so colours of two images cannot be
     compared; where it is smallest, or the same everywhere, the image shows as it is.
 
     Args:
-        pixels: uint8 (H, W).
+        pixels: uint8 (H, W), or RGB (H, W, 3).
         heat: (h, w) of any size.
 
     Returns:
@@ -115,17 +115,20 @@ def overlay(pixels: np.ndarray, heat: np.ndarray | Tensor) -> np.ndarray:
     """
     from matplotlib import colormaps
 
-    if pixels.dtype != np.uint8 or pixels.ndim != 2:
-        raise ConfigError(f"An overlay takes uint8 (H, W), not {pixels.dtype} {pixels.shape}.")
+    picture = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (1, 3):
+        raise ConfigError(
+            f"An overlay takes uint8 (H, W) or (H, W, 3), not {pixels.dtype} {pixels.shape}."
+        )
     values = torch.as_tensor(heat).detach().float().cpu()
     if values.dim() != 2 or not bool(torch.isfinite(values).all()):
         raise ConfigError(f"A heatmap is (h, w) of finite numbers, not {tuple(values.shape)}.")
     values = values - values.min()
     values = values / values.max().clamp_min(_TINY)
-    values = F.interpolate(values[None, None], pixels.shape, mode="bilinear")[0, 0].numpy()
+    values = F.interpolate(values[None, None], pixels.shape[:2], mode="bilinear")[0, 0].numpy()
     colours = colormaps[_COLOURS](values)[..., :3]
     share = _STRENGTH * values[..., None]
-    mixed = (1 - share) * pixels[..., None] + share * 255 * colours
+    mixed = (1 - share) * picture + share * 255 * colours
     return mixed.round().astype(np.uint8)
 
 

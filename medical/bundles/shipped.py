@@ -16,7 +16,6 @@ from crossband.medical.catalog import NIH
 from crossband.medical.cli import DOMAIN
 from crossband.medical.data.transforms import NIH as NORMALISATION
 from crossband.medical.networks import TASKS, describe
-from crossband.medical.segmentation import CLASSES
 from crossband.shared.cli.parser import parse
 from crossband.shared.files import write_text
 
@@ -64,7 +63,7 @@ class Recipe:
 RECIPES = {
     "chest_mae_vit_small_nih": Recipe("nih", NIH, _NIH_LICENCE),
     "chest_mae_vit_base_nih": Recipe("nih_base", NIH, _NIH_LICENCE),
-    "lung_segmentation": Recipe("lungs", CLASSES),
+    "lung_segmentation": Recipe("lungs", ("background", "lung")),
 }
 
 

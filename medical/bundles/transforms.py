@@ -19,17 +19,24 @@ from monai.transforms import MapTransform, Randomizable
 from PIL import Image
 from torch import nn
 
+from crossband.medical.bundles.volume_transforms import (
+    LoadVolumed,
+    LoadVolumeMaskd,
+    RestoreVolumed,
+    list_volumes,
+)
+from crossband.medical.data.masks import MaskClasses, read_mask
 from crossband.medical.data.radiographs import Radiograph, is_radiograph_file, read_radiograph
 from crossband.medical.data.records import Record
 from crossband.medical.data.transforms import (
     Normalisation,
+    at_least,
     centre_view,
     random_tone,
     random_view,
     random_warp,
     stretched_view,
 )
-from crossband.medical.data.views import read_mask
 from crossband.medical.privacy import Names
 from crossband.shared.errors import DataError
 from crossband.shared.layers.resize import resize as resized
@@ -38,11 +45,15 @@ from crossband.shared.registry import create_model
 __all__ = [
     "LoadMaskd",
     "LoadRadiographd",
+    "LoadVolumeMaskd",
+    "LoadVolumed",
     "RandLoadRadiographd",
     "RandWarpd",
     "RestoreSized",
+    "RestoreVolumed",
     "create_tuned",
     "list_radiographs",
+    "list_volumes",
 ]
 
 _LOG = logging.getLogger("crossband")
@@ -63,6 +74,8 @@ class LoadRadiographd(MapTransform):
         stretch: Bring the whole image to (S, S) instead.
         window: DICOM: centre and width of the grey values; default: the file's own.
         keep_ids: Call images by their paths.
+        colours: Keep colours.
+        whole: Leave the image as it is, but filled up to at least (S, S), for sliding windows.
     """
 
     def __init__(
@@ -75,10 +88,13 @@ class LoadRadiographd(MapTransform):
         stretch: bool = False,
         window: Sequence[float] = (),
         keep_ids: bool = False,
+        colours: bool = False,
+        whole: bool = False,
     ) -> None:
         """Keep the settings."""
         super().__init__(keys)
-        self.size, self.resize, self.stretch = size, resize, stretch
+        self.size, self.resize, self.stretch, self.whole = size, resize, stretch, whole
+        self.colours = colours
         self.normalise = Normalisation(tuple(mean), tuple(std))
         self.window, self.names = tuple(window or ()), Names(keep_ids)
 
@@ -99,16 +115,18 @@ class LoadRadiographd(MapTransform):
         return self.names.image(path)
 
     def view(self, pixels: np.ndarray) -> np.ndarray:
-        """Return uint8 (S, S) of uint8 (H, W)."""
+        """Return uint8 (S, S[, 3]) of uint8 (H, W[, 3])."""
+        if self.whole:
+            return at_least(pixels, self.size)
         if self.stretch:
             return stretched_view(pixels, self.size)
         return centre_view(pixels, self.size, self.resize)
 
     def _load(self, path: Path) -> MetaTensor:
-        found = _read(path, self.window, self.names)
+        found = _read(path, self.window, self.names, self.colours)
         meta = {
             "filename_or_obj": self.name(path),
-            "spatial_shape": list(found.pixels.shape),
+            "spatial_shape": list(found.pixels.shape[:2]),
             "notes": list(found.notes),
         }
         return MetaTensor(self.normalise(self.view(found.pixels)), meta=meta)
@@ -126,6 +144,7 @@ class RandLoadRadiographd(LoadRadiographd, Randomizable):
         flip: Probability of a mirror image.
         window: As `LoadRadiographd`.
         keep_ids: As `LoadRadiographd`.
+        colours: As `LoadRadiographd`.
     """
 
     def __init__(
@@ -138,30 +157,41 @@ class RandLoadRadiographd(LoadRadiographd, Randomizable):
         flip: float = 0.5,
         window: Sequence[float] = (),
         keep_ids: bool = False,
+        colours: bool = False,
     ) -> None:
         """Keep the settings."""
-        super().__init__(keys, size, mean, std, window=window, keep_ids=keep_ids)
+        super().__init__(keys, size, mean, std, window=window, keep_ids=keep_ids, colours=colours)
         self.smallest, self.flip = smallest, flip
 
     def view(self, pixels: np.ndarray) -> np.ndarray:
-        """Return uint8 (S, S) of uint8 (H, W), another one each time."""
+        """Return uint8 (S, S[, 3]) of uint8 (H, W[, 3]), another one each time."""
         draw = _generator(self.R)
         return np.asarray(random_view(pixels, self.size, (self.smallest, 1.0), self.flip, draw))
 
 
 class LoadMaskd(MapTransform):
-    """Reads masks and stretches them to a square; with two classes everything but 0 is 1.
+    """Reads masks and stretches them to a square.
 
     Args:
         keys: Of the paths; they become int64 (1, S, S).
         size: S, in pixels.
-        classes: Number of class ids.
+        classes: Number of classes; of two, everything but 0 is 1.
+        values: Of each class in the files; empty: 0, 1, 2, ...
+        whole: Leave the mask as it is, but filled up to at least (S, S).
     """
 
-    def __init__(self, keys: str | Sequence[str], size: int, classes: int = 2) -> None:
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        size: int,
+        classes: int = 2,
+        values: Sequence[int] = (),
+        whole: bool = False,
+    ) -> None:
         """Keep the settings."""
         super().__init__(keys)
-        self.size, self.classes = size, classes
+        self.size, self.whole = size, whole
+        self.classes = MaskClasses(tuple(map(str, range(classes))), tuple(values))
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Replace paths by masks.
@@ -176,8 +206,12 @@ class LoadMaskd(MapTransform):
                 ids = read_mask(Record(path, path.name, mask=path), self.classes)
             except DataError as error:
                 raise DataError(Names(False).error(error, path)) from None
-            mask = Image.fromarray(ids).resize((self.size, self.size), Image.Resampling.NEAREST)
-            found[key] = torch.from_numpy(np.array(mask)).long()[None]
+            if self.whole:
+                ids = at_least(ids, self.size)
+            else:
+                mask = Image.fromarray(ids)
+                ids = np.array(mask.resize((self.size, self.size), Image.Resampling.NEAREST))
+            found[key] = torch.from_numpy(ids.copy()).long()[None]
         return found
 
 
@@ -189,21 +223,32 @@ class RandWarpd(MapTransform, Randomizable):
         mean: That the image was normalised with.
         std: That the image was normalised with.
         flip: Mirror half of them.
+        colours: The channels are colours, not three times one grey value.
     """
 
     def __init__(
-        self, keys: Sequence[str], mean: Sequence[float], std: Sequence[float], flip: bool = False
+        self,
+        keys: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip: bool = False,
+        colours: bool = False,
     ) -> None:
         """Keep the settings."""
         super().__init__(keys)
         self.normalise, self.flip = Normalisation(tuple(mean), tuple(std)), flip
+        self.colours = colours
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Change both."""
         key, label = self.keys
         image, draw = data[key], _generator(self.R)
-        grey = image[0] * self.normalise.std[0] + self.normalise.mean[0]
-        pixels = np.rint(np.asarray(grey) * 255).clip(0, 255).astype(np.uint8)
+        mean, std = (
+            torch.tensor(v)[:, None, None] for v in (self.normalise.mean, self.normalise.std)
+        )
+        unit = np.asarray(torch.as_tensor(image) * std + mean)
+        unit = unit.transpose(1, 2, 0) if self.colours else unit[0]
+        pixels = np.ascontiguousarray(np.rint(unit * 255).clip(0, 255).astype(np.uint8))
         mask = np.asarray(data[label][0]).astype(np.uint8)
         pixels, mask = random_warp(pixels, mask, 0.5 * self.flip, draw)
         changed = self.normalise(random_tone(pixels, draw))
@@ -217,12 +262,13 @@ class RestoreSized(MapTransform):
     Args:
         keys: Of the logits.
         image: Key of the image.
+        crop: Cut off what the image was filled up by, instead of resizing.
     """
 
-    def __init__(self, keys: str | Sequence[str], image: str = "image") -> None:
+    def __init__(self, keys: str | Sequence[str], image: str = "image", crop: bool = False) -> None:
         """Keep the settings."""
         super().__init__(keys)
-        self.image = image
+        self.image, self.crop = image, crop
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Resize; the metadata of the image go with it."""
@@ -231,12 +277,13 @@ class RestoreSized(MapTransform):
         found = dict(data)
         for key in self.key_iterator(data):
             logits = torch.as_tensor(data[key]).float()[None]
-            found[key] = MetaTensor(resized(logits, (height, width))[0], meta=meta)
+            cut = logits[..., :height, :width] if self.crop else resized(logits, (height, width))
+            found[key] = MetaTensor(cut[0], meta=meta)
         return found
 
 
 def list_radiographs(
-    folder: str, keep_ids: bool = False, window: Sequence[float] = ()
+    folder: str, keep_ids: bool = False, window: Sequence[float] = (), colours: bool = False
 ) -> list[dict[str, str]]:
     """Return `{"image": path}` of every radiograph in a folder, all levels, that can be read.
 
@@ -250,7 +297,7 @@ def list_radiographs(
     paths = (p for p in root.rglob("*") if not _hidden(p.relative_to(root)) and p.is_file())
     for path in sorted(path for path in paths if is_radiograph_file(path)):
         try:
-            notes = _read(path, window, names).notes
+            notes = _read(path, window, names, colours).notes
         except DataError as error:
             _LOG.warning("left out: %s", error)
             continue
@@ -277,10 +324,10 @@ def create_tuned(name: str, tuning: Mapping[str, Any], **arguments: Any) -> nn.M
     return model
 
 
-def _read(path: Path, window: Sequence[float], names: Names) -> Radiograph:
+def _read(path: Path, window: Sequence[float], names: Names, colours: bool) -> Radiograph:
     """Read a radiograph; errors call it by the name that may be shown."""
     try:
-        return read_radiograph(path, tuple(window or ()))
+        return read_radiograph(path, tuple(window or ()), colours=colours)
     except DataError as error:
         # Without the cause, whose traceback would show the path.
         raise DataError(names.error(error, path)) from None

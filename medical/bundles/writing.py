@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crossband.medical.networks import CLASSIFICATION, SEGMENTATION, require_task
+from crossband.medical.segmenter import OVERLAP
 from crossband.shared.bundles.reading import Node, Reading
 from crossband.shared.bundles.writing import bundle_files, write_bundle
 from crossband.shared.checkpoints import read_config
@@ -79,32 +80,112 @@ def network_of(config: Mapping[str, Any]) -> Node | None:
 
 def reading_of(config: Mapping[str, Any]) -> Reading:
     """Return transforms that read files as the library does."""
-    size, stretch = config["input_size"][0], config["task"] == SEGMENTATION
-    mean, std = (list(config["normalisation"][name]) for name in ("mean", "std"))
-    read = config.get("reading") or {}
-    common: Node = {"keys": "image", "size": size, "mean": mean, "std": std}
+    read = dict(config.get("reading") or {})
+    if read.get("volumes"):
+        return _of_volumes(config, read)
+    segments = config["task"] == SEGMENTATION
+    sliding, colours = bool(read.get("sliding")), bool(read.get("colours"))
+    common = _common(config)
     shown: Node = {"window": "@window", "keep_ids": "@keep_ids"}
-    how: Node = {"stretch": True} if stretch else {"resize": read.get("resize", 0)}
+    if colours:
+        shown["colours"] = True
+    how: Node = {"resize": read.get("resize", 0)}
+    if segments:
+        how = {"whole": True} if sliding else {"stretch": True}
     image: list[Node] = [{"_target_": f"{_HERE}.LoadRadiographd", **common, **how, **shown}]
     training: list[Node] = [{"_target_": f"{_HERE}.RandLoadRadiographd", **common, **shown}]
     validation = image
-    if stretch:
-        classes = len(config["classes"])
-        label = {"_target_": f"{_HERE}.LoadMaskd", "keys": "label", "size": size}
-        validation = [*image, label | {"classes": classes}]
-        keys = ["image", "label"]
-        warp = {"_target_": f"{_HERE}.RandWarpd", "keys": keys, "mean": mean, "std": std}
+    inferer: Node = {"_target_": "SimpleInferer"}
+    if segments:
+        validation = [*image, _mask(config, "LoadMaskd", len(config["classes"]), sliding)]
+        warp: Node = {"_target_": f"{_HERE}.RandWarpd", "keys": ["image", "label"]}
+        warp |= {"mean": common["mean"], "std": common["std"]}
+        warp |= {"colours": True} if colours else {}
         training = [*validation, warp]
+        if sliding:
+            side = [common["size"]] * 2
+            crop = {"_target_": "RandSpatialCropd", "keys": ["image", "label"], "roi_size": side}
+            training.insert(-1, crop | {"random_size": False})
+            inferer = {
+                "_target_": "SlidingWindowInferer",
+                "roi_size": side,
+                "sw_batch_size": 4,
+                "overlap": OVERLAP,
+                "mode": "gaussian",
+            }
     listing = {"_target_": f"{_HERE}.list_radiographs", "folder": "@dataset_dir", **shown}
+    restore: Node = {"_target_": f"{_HERE}.RestoreSized", "keys": "pred"}
     return Reading(
         image=image,
         training=training,
         validation=validation,
         listing=listing,
-        restore=[{"_target_": f"{_HERE}.RestoreSized", "keys": "pred"}],
+        restore=[restore | ({"crop": True} if sliding else {})],
         restores_logits=True,
         # MONAI writes images as (C, W, H).
         before_saving=[{"_target_": "Transposed", "keys": "pred", "indices": [0, 2, 1]}],
-        settings={"window": list(read.get("window") or []), "keep_ids": False},
-        grey=True,
+        settings=_settings(read),
+        grey=not colours,
+        inferer=inferer,
     )
+
+
+def _of_volumes(config: Mapping[str, Any], read: Mapping[str, Any]) -> Reading:
+    """Return transforms that read volumes as stacks of slices; the network sees each by itself."""
+    common, keys = _common(config), ["image", "label"]
+    how: Node = {"window": "@window", "keep_ids": "@keep_ids", "axis": read.get("axis", "auto")}
+    sequences: Node = {"sequences": list(read.get("sequences") or [])}
+    load: Node = {"_target_": f"{_HERE}.LoadVolumed", **common, **how, **sequences}
+    masks = [_mask(config, "LoadVolumeMaskd", list(config["classes"]), False) | how, load]
+    slices = [
+        {
+            "_target_": "RandSpatialCropd",
+            "keys": keys,
+            "roi_size": [*[common["size"]] * 2, 1],
+            "random_size": False,
+        },
+        {"_target_": "SqueezeDimd", "keys": keys, "dim": -1},
+        {
+            "_target_": f"{_HERE}.RandWarpd",
+            "keys": keys,
+            "mean": common["mean"],
+            "std": common["std"],
+            "colours": bool(sequences["sequences"]),
+        },
+    ]
+    listing = {"_target_": f"{_HERE}.list_volumes", "folder": "@dataset_dir", **how, **sequences}
+    inferer: Node = {
+        "_target_": "SliceInferer",
+        "roi_size": [common["size"]] * 2,
+        "spatial_dim": 2,
+        "sw_batch_size": 8,
+    }
+    return Reading(
+        image=[load],
+        training=[*masks, *slices],
+        validation=masks,
+        listing=listing,
+        restore=[{"_target_": f"{_HERE}.RestoreVolumed", "keys": "pred"}],
+        restores_logits=True,
+        settings=_settings(read),
+        grey=not sequences["sequences"],
+        inferer=inferer,
+        output_ext=".nii.gz",
+    )
+
+
+def _common(config: Mapping[str, Any]) -> Node:
+    mean, std = (list(config["normalisation"][name]) for name in ("mean", "std"))
+    return {"keys": "image", "size": config["input_size"][0], "mean": mean, "std": std}
+
+
+def _mask(config: Mapping[str, Any], kind: str, classes: int | list[str], whole: bool) -> Node:
+    found: Node = {"_target_": f"{_HERE}.{kind}", "keys": "label", "classes": classes}
+    found["size"] = config["input_size"][0]
+    if config.get("mask_values"):
+        found["values"] = list(config["mask_values"])
+    return found | ({"whole": True} if whole else {})
+
+
+def _settings(read: Mapping[str, Any]) -> dict[str, Any]:
+    return {"window": list(read.get("window") or []), "keep_ids": False}

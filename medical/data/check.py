@@ -1,10 +1,8 @@
-"""A look at radiographs before training: `crossband medical data check`."""
+"""A look at images and volumes before training: `crossband medical data check`."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,20 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from crossband.medical.config import CheckConfig
+from crossband.medical.config import CheckConfig, SourceConfig
+from crossband.medical.data import check_volumes, contact_sheet
+from crossband.medical.data.check_volumes import VolumeLook
 from crossband.medical.data.layouts import find
-from crossband.medical.data.radiographs import Radiograph, read_radiograph, shrunk
+from crossband.medical.data.masks import mask_values
+from crossband.medical.data.overview import (
+    Progress,
+    counts_text,
+    known_patients,
+    named_classes,
+    print_list,
+    split_rows,
+    value_remark,
+)
+from crossband.medical.data.radiographs import Radiograph, read_radiograph
 from crossband.medical.data.records import Collection, Record, counted, label_matrix
 from crossband.medical.data.splits import SPLITS, complete, leaks
 from crossband.medical.privacy import NOT_A_DEVICE, Names
 from crossband.shared.cli.output import format_table, print_json
-from crossband.shared.data.images import read_photo
 from crossband.shared.errors import EXIT_FAILED, EXIT_PARTIAL, ConfigError, DataError
-from crossband.shared.files import atomic_path
 
-_SHEET_IMAGES, _SHEET_COLUMNS, _TILE = 12, 4, 224
-_SHOWN = 10  # files named in a list on the terminal
-_EVERY = 10.0  # seconds between lines of progress
+_GREY_NOTE = "taken as grey"  # of what the reader says of colours
 
 
 @dataclass
@@ -38,6 +44,7 @@ class Look:
         sizes: Images by (height, width).
         bits: Images by bits of their grey values.
         remarks: Images by what the reader said of them.
+        values: Masks by the values in them.
         unreadable: Name and reason of files that cannot be read.
         tiles: Small pictures for the contact sheet.
         total: Sum of the grey values of train, 0 to 1.
@@ -50,6 +57,7 @@ class Look:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     bits: Counter[int] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
+    values: Counter[int] = field(default_factory=Counter)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     tiles: list[np.ndarray] = field(default_factory=list)
     total: float = 0.0
@@ -66,30 +74,49 @@ def run(config: CheckConfig) -> int | None:
     if config.out and Path(config.out).suffix.lower() != ".png":
         raise ConfigError(f"--out {config.out}: name a picture that ends in .png.")
     names = Names(config.keep_ids)
-    looks = []
+    looks: list[Look | VolumeLook] = []
     for collection in find(config.data):
         found = leaks(collection.records)
         complete(collection, config.data)
-        looks.append(Look(collection, found))
+        kind = VolumeLook if collection.layout == "volumes" else Look
+        looks.append(kind(collection, found))
     same = _Same()
-    progress = _Progress(sum(len(look.data.records) for look in looks), config)
+    progress = Progress(sum(len(look.data.records) for look in looks), config.quiet or config.json)
     for look in looks:
-        _read_all(look, config, names, same, progress)
+        for record in look.data.records:
+            same.add(record)
+        if isinstance(look, VolumeLook):
+            check_volumes.read_all(look, config, names, progress)
+        else:
+            _read_all(look, config, names, progress)
     copies = same.copies(names)
     facts = {
         "notice": NOT_A_DEVICE,
-        "data": [_facts(look, names) for look in looks],
+        "data": [
+            check_volumes.facts(look, config.data, names)
+            if isinstance(look, VolumeLook)
+            else _facts(look, config.data, names)
+            for look in looks
+        ],
         "copies": copies,
+        "copies_in_two_splits": same.crossing,
     }
     if config.json:
         print_json(facts)
     else:
         print(NOT_A_DEVICE)
         for shown in facts["data"]:
-            _print(shown)
-        _print_list("files of the same content", [", ".join(names) for names in copies])
+            if shown["layout"] == "volumes":
+                check_volumes.print_facts(shown)
+            else:
+                _print(shown)
+        print_list("files of the same content", [", ".join(group) for group in copies])
+        if same.crossing:
+            print(
+                f"of them in more than one split: {same.crossing}, scored too well if learnt from"
+            )
     if config.out:
-        _write_sheet([tile for look in looks for tile in look.tiles], Path(config.out))
+        contact_sheet.write_sheet([t for look in looks for t in look.tiles], Path(config.out))
         if not config.json:
             print(f"contact sheet: {config.out}")
     if any(look.leaks for look in looks):
@@ -112,8 +139,15 @@ class _Same:
 
     def copies(self, names: Names) -> list[list[str]]:
         """Return names and splits of the files of each group."""
-        groups = [records for records in self._records.values() if len(records) > 1]
-        return [_named(records, names) for records in groups]
+        return [_named(records, names) for records in self._groups()]
+
+    @property
+    def crossing(self) -> int:
+        """Number of groups in more than one split."""
+        return sum(len({record.split for record in records}) > 1 for records in self._groups())
+
+    def _groups(self) -> list[list[Record]]:
+        return [records for records in self._records.values() if len(records) > 1]
 
 
 def _named(records: list[Record], names: Names) -> list[str]:
@@ -124,48 +158,32 @@ def _named(records: list[Record], names: Names) -> list[str]:
     return [f"{name} ({', '.join(found)})" for name, found in splits.items()]
 
 
-class _Progress:
-    """Says now and then how far the reading is."""
-
-    def __init__(self, count: int, config: CheckConfig) -> None:
-        self.count, self.done, self.start = count, 0, time.monotonic()
-        self.silent, self.last = config.quiet or config.json, self.start
-
-    def step(self) -> None:
-        self.done += 1
-        now = time.monotonic()
-        if self.silent or now - self.last < _EVERY:
-            return
-        self.last = now
-        left = (now - self.start) / self.done * (self.count - self.done)
-        print(f"read {self.done} of {self.count}, {left:.0f} s left", file=sys.stderr, flush=True)
-
-
-def _read_all(
-    look: Look, config: CheckConfig, names: Names, same: _Same, progress: _Progress
-) -> None:
-    every = max(1, len(look.data.records) // _SHEET_IMAGES)
+def _read_all(look: Look, config: CheckConfig, names: Names, progress: Progress) -> None:
+    every = max(1, len(look.data.records) // contact_sheet.IMAGES)
     for number, record in enumerate(look.data.records):
         progress.step()
-        same.add(record)
+        masks = [mask for mask in (record.mask, *record.more_masks) if mask is not None]
         try:
             image = read_radiograph(record.path, config.data.window)
-            mask = read_photo(record.mask).pixels.shape[:2] if record.mask else None
+            arrays = [mask_values(mask) for mask in masks]
         except DataError as error:
             name = names.image(record.path, record.name)
-            look.unreadable.append((name, names.error(error, record.path, record.mask)))
+            look.unreadable.append((name, names.error(error, record.path, *masks)))
             continue
-        _count(look, record, image)
-        if mask is not None and mask != image.pixels.shape:
+        _count(look, record, image, config.data.colours)
+        look.values.update({int(value) for array in arrays for value in np.unique(array)})
+        same = all(array.shape == image.pixels.shape for array in arrays)
+        if not same:
             look.remarks["The mask has another size than the image."] += 1
-        if config.out and number % every == 0 and len(look.tiles) < _SHEET_IMAGES:
-            look.tiles.append(_tile(image.pixels))
+        if config.out and number % every == 0 and len(look.tiles) < contact_sheet.IMAGES:
+            ids = np.max([array != 0 for array in arrays], 0) if arrays and same else None
+            look.tiles.append(contact_sheet.tile(image.pixels, ids))
 
 
-def _count(look: Look, record: Record, image: Radiograph) -> None:
+def _count(look: Look, record: Record, image: Radiograph, colours: bool) -> None:
     look.sizes[image.pixels.shape] += 1  # type: ignore[index]
     look.bits[image.bits] += 1
-    look.remarks.update(image.notes)
+    look.remarks.update(n for n in image.notes if not (colours and _GREY_NOTE in n))
     if record.view and image.view and record.view != image.view:
         look.remarks[f"The list says view {record.view}, the header {image.view}."] += 1
     if record.split == "train":
@@ -176,22 +194,20 @@ def _count(look: Look, record: Record, image: Radiograph) -> None:
         look.pixels += image.pixels.size
 
 
-def _facts(look: Look, names: Names) -> dict[str, Any]:
+def _facts(look: Look, config: SourceConfig, names: Names) -> dict[str, Any]:
     records = look.data.records
     mean = look.total / max(look.pixels, 1)
     variance = max(0.0, look.square / max(look.pixels, 1) - mean**2)
+    remark = value_remark(look.values, named_classes(look.data, config.classes, config.mask_values))
     ages = [record.age for record in records if record.age is not None]
     return {
         "data": str(look.data.root),
         "layout": look.data.layout,
         "images": len(records),
-        "patients": _patients(records),
-        "splits": [
-            {"split": split, "images": len(part), "patients": _patients(part)}
-            for split in SPLITS
-            if (part := look.data.split(split))
-        ],
+        "patients": known_patients(records),
+        "splits": split_rows(look.data),
         "masks": sum(record.mask is not None for record in records),
+        "mask_values": {str(value): count for value, count in sorted(look.values.items())},
         "sizes": {f"{h} x {w}": count for (h, w), count in look.sizes.most_common()},
         "bits": {str(bits): count for bits, count in sorted(look.bits.items())},
         "train_pixels": {"mean": round(mean, 4), "std": round(variance**0.5, 4)}
@@ -212,13 +228,8 @@ def _facts(look: Look, names: Names) -> dict[str, Any]:
         "patients_in_two_splits": [names.patient(patient) for patient in look.leaks],
         "unreadable": [{"image": name, "reason": reason} for name, reason in look.unreadable],
         "remarks": dict(look.remarks.most_common()),
-        "notes": look.data.notes,
+        "notes": [*look.data.notes, *([remark] if remark else [])],
     }
-
-
-def _patients(records: list[Record]) -> int | None:
-    known = {record.patient for record in records if record.patient is not None}
-    return len(known) or None
 
 
 def _prevalence(data: Collection) -> list[dict[str, Any]]:
@@ -242,27 +253,27 @@ def _print(facts: dict[str, Any]) -> None:
     print(
         format_table(("split", "images", "patients"), [tuple(s.values()) for s in facts["splits"]])
     )
-    print(f"size: {_counts(facts['sizes'])}")
-    print(f"bits: {_counts(facts['bits'])}")
+    print(f"size: {counts_text(facts['sizes'])}")
+    print(f"bits: {counts_text(facts['bits'])}")
     if facts["train_pixels"]:
         print("train pixels (0 to 1): mean {mean}, std {std}".format(**facts["train_pixels"]))
-    print(f"view: {_counts(facts['views'])}")
-    print(f"sex: {_counts(facts['sex'])}")
+    print(f"view: {counts_text(facts['views'])}")
+    print(f"sex: {counts_text(facts['sex'])}")
     if facts["age"]:
         print(
             "age: median {median:g}, {least:g} to {most:g} ({known} known)".format(**facts["age"])
         )
     if facts["masks"]:
-        print(f"masks: {facts['masks']}")
+        print(f"masks: {facts['masks']}, with the values {counts_text(facts['mask_values'])}")
     if facts["findings"]:
         print(_prevalence_table(facts["findings"]))
     for note in facts["notes"]:
         print(f"note: {note}")
     for remark, count in facts["remarks"].items():
         print(f"note: {counted(count, 'image')}: {remark}")
-    _print_list("patients in more than one split", facts["patients_in_two_splits"])
+    print_list("patients in more than one split", facts["patients_in_two_splits"])
     broken = [f"{entry['image']}: {entry['reason']}" for entry in facts["unreadable"]]
-    _print_list("files that cannot be read", broken)
+    print_list("files that cannot be read", broken)
     if not broken:
         print("all files can be read")
 
@@ -273,45 +284,3 @@ def _prevalence_table(rows: list[dict[str, Any]]) -> str:
     return format_table(
         header, [[row["finding"], *(v for s in splits for v in row[s].values())] for row in rows]
     )
-
-
-def _counts(counts: dict[str, int]) -> str:
-    shown = [f"{name} ({count})" for name, count in list(counts.items())[:_SHOWN]]
-    more = len(counts) - _SHOWN
-    return ", ".join([*shown, f"and {more} others"] if more > 0 else shown) or "-"
-
-
-def _print_list(title: str, lines: list[str]) -> None:
-    if not lines:
-        return
-    print(f"{title}: {len(lines)}")
-    for line in lines[:_SHOWN]:
-        print(f"  {line}")
-    if len(lines) > _SHOWN:
-        print(f"  and {len(lines) - _SHOWN} more (--json lists all)")
-
-
-def _tile(pixels: np.ndarray) -> np.ndarray:
-    """Return the middle square of an image, (_TILE, _TILE)."""
-    side = min(pixels.shape)
-    top, left = ((length - side) // 2 for length in pixels.shape)
-    square = shrunk(pixels[top : top + side, left : left + side], _TILE)
-    tile = np.zeros((_TILE, _TILE), np.uint8)
-    top = (_TILE - square.shape[0]) // 2
-    tile[top : top + square.shape[0], top : top + square.shape[1]] = square
-    return tile
-
-
-def _write_sheet(tiles: list[np.ndarray], path: Path) -> None:
-    from PIL import Image
-
-    if not tiles:
-        raise DataError("There is no readable image to show on a contact sheet.")
-    columns = min(_SHEET_COLUMNS, len(tiles))
-    rows = -(-len(tiles) // columns)
-    sheet = np.full((rows * (_TILE + 4) - 4, columns * (_TILE + 4) - 4), 255, np.uint8)
-    for place, tile in enumerate(tiles):
-        top, left = (place // columns) * (_TILE + 4), (place % columns) * (_TILE + 4)
-        sheet[top : top + _TILE, left : left + _TILE] = tile
-    with atomic_path(path) as temporary:
-        Image.fromarray(sheet).save(temporary)

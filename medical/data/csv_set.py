@@ -65,7 +65,9 @@ def read(root: Path, config: SourceConfig) -> Collection:
     rows = _Rows(root, table, roles)
     findings, labels, notes = _labels(table, roles, config)
     records = [rows.record(place, row) for place, row in enumerate(labels) if row is not None]
-    return Collection(root, "csv", findings, config.target is not None, records, notes)
+    classes = _mask_classes(roles.get("mask", ""))
+    exclusive = config.target is not None
+    return Collection(root, "csv", findings, exclusive, records, notes, classes=classes)
 
 
 def read_images(root: Path, config: SourceConfig) -> Collection:
@@ -89,7 +91,13 @@ def read_images(root: Path, config: SourceConfig) -> Collection:
             f"{root} holds images of one name in different folders, so their masks in "
             f"{folder.name if folder else ''}/ are not certain: give a csv with a column mask."
         )
-    return Collection(root, "images", (), False, records)
+    classes = _mask_classes(folder.name if folder else "")
+    return Collection(root, "images", (), False, records, classes=classes)
+
+
+def _mask_classes(name: str) -> tuple[str, ...]:
+    """Return the classes of masks whose column or folder says that they are of lungs."""
+    return ("background", "lung") if "lung" in name.lower() else ()
 
 
 def _table_path(root: Path, named: str | None) -> Path:

@@ -1,4 +1,7 @@
-"""Slices of DICOM series (CT, MR, PET, ...) and frames of DICOM files, one file at a time."""
+"""Slices of DICOM series (CT, MR, PET, ...) and frames of DICOM files, one file at a time.
+
+A folder that holds one series can be read as a volume too, with its place in the patient.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crossband.medical.data.dicom import padding_of, quiet_pydicom
+from crossband.medical.data.radiographs import DICOM_SUFFIXES, has_dicom_magic
 from crossband.medical.data.slices import (
     Slice,
     checked_window,
@@ -17,6 +21,7 @@ from crossband.medical.data.slices import (
     to_grey_levels,
     value_range,
 )
+from crossband.medical.data.volume_writing import series_affine
 from crossband.shared.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,6 +43,10 @@ _PIXELS = [
     *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
 ]
 _LIMIT_SLICES = 16  # slices of a series that its range of values is taken of
+
+
+class NoImageError(DataError):
+    """A DICOM file that holds something else than an image."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def look_at(path: Path) -> DicomFile:
             f"{path} is damaged or no DICOM file ({type(error).__name__}): copy it again."
         ) from error
     if not rows:
-        raise DataError(f"{path} is a DICOM file without an image: leave it out.")
+        raise NoImageError(f"{path} is a DICOM file without an image: leave it out.")
     single = frames == 1 and modality in _RADIOGRAPHS
     return DicomFile(path, series, position, frames, single)
 
@@ -123,6 +132,57 @@ def index_series(
     if not found:
         raise DataError(f"{files[0].path} and its series show nothing: leave them out.")
     return found
+
+
+@dataclass(frozen=True)
+class Series:
+    """A DICOM series as a volume.
+
+    Attributes:
+        planes: uint8 (N, H, W), or RGB (N, H, W, 3); as `read_dicom_slice` gives them.
+        affine: From (column, row, slice) to mm to the right, front and head (RAS+), float64
+            (4, 4), or None where the files do not tell.
+    """
+
+    planes: np.ndarray
+    affine: np.ndarray | None
+
+
+def read_series(folder: Path, window: Sequence[float] = ()) -> Series:
+    """Read the series that a folder holds.
+
+    Files that are no images (reports, contours) are passed over. Errors name the folder and no
+    file, since callers know what the folder may be called.
+
+    Args:
+        folder: Holds the files of one series, or one file of several frames, on its first level.
+        window: As for `index_series`.
+
+    Raises:
+        ConfigError: a window that cannot be.
+        DataError: no series or several, a file that cannot be read, slices of different sizes or
+            directions, unevenly spaced ones, or nothing to see.
+    """
+    files = _files_of(folder)
+    affine = series_affine(files, folder)
+    places = [(file.path, frame) for file in files for frame in range(file.frames)]
+    limits = checked_window(window, "DICOM series") or _limits(places)
+    if limits is None:
+        raise DataError(f"{folder} shows nothing in any slice: leave it out.")
+    planes: list[np.ndarray] = []
+    for number, (path, frame) in enumerate(places, 1):
+        try:
+            planes.append(read_dicom_slice(Slice(path, frame, *limits)))
+        except DataError as error:
+            raise DataError(
+                f"{folder}: slice {number} of {len(places)} is damaged, or compressed in a way "
+                "that nothing installed decodes: copy the series again, or export it uncompressed."
+            ) from error
+        if planes[-1].shape != planes[0].shape:
+            raise DataError(
+                f"{folder} holds slices of different sizes: keep those of one volume in it."
+            )
+    return Series(np.stack(planes), affine)
 
 
 def read_dicom_slice(item: Slice) -> np.ndarray:
@@ -191,3 +251,29 @@ def _position(header: Dataset) -> float:
         rows, columns = np.array(turn, float).reshape(2, 3)
         return float(np.dot(np.cross(rows, columns), np.array(place, float)))
     return float(header.get("InstanceNumber") or 0)
+
+
+def _files_of(folder: Path) -> list[DicomFile]:
+    """Return the files of the only series in a folder, in the order of the slices."""
+    files: list[DicomFile] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
+            continue
+        if path.suffix.lower() in DICOM_SUFFIXES or has_dicom_magic(path):
+            try:
+                files.append(look_at(path))
+            except NoImageError:
+                continue
+            except DataError as error:
+                raise DataError(
+                    f"{folder} holds a damaged DICOM file (number {len(files) + 1} by name): copy "
+                    "the series again."
+                ) from error
+    if not files:
+        raise DataError(f"{folder} holds no DICOM series: give the folder that has its files.")
+    series = len({file.series for file in files})
+    if series > 1:
+        raise DataError(
+            f"{folder} holds {series} DICOM series: give each a folder of its own, and that folder."
+        )
+    return sorted(files, key=lambda file: (file.position, file.path.name))

@@ -1,13 +1,20 @@
-"""Data sets of radiographs where they lie: one file per layout on disk.
+"""Data sets of images and volumes where they lie: one file per layout on disk.
+
+Layouts are looked for in this order; the first that is there is taken.
 
 | layout | known by |
 |---|---|
 | `nih` | `Data_Entry_2017*.csv`, or `{train,val,test}_official.txt` |
-| `chexpert` | `train.csv` or `valid.csv` with the columns Path and Frontal/Lateral |
 | `mimic` | `mimic-cxr-2.0.0-split.csv` or `.csv.gz` |
 | `covidx` | `train_COVIDx*.txt` |
+| `chexpert` | `train.csv` or `valid.csv` with the columns Path and Frontal/Lateral |
+| `volumes` | NIfTI or npy volumes with masks; before csv, since BraTS brings tables |
 | `csv` | another csv |
-| `images` | nothing but files |
+| `pairs` | images with masks in folders of splits, or beside them by the ends of their names |
+| `class-folders` | a folder per class, perhaps below folders of splits |
+| `images` | nothing but files, perhaps with masks of equal names in `masks/` |
+
+`vindr` and `coco` hold boxes and are read by `--task detection` alone.
 """
 
 from __future__ import annotations
@@ -18,8 +25,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from crossband.medical.config import SourceConfig
-from crossband.medical.data import chexpert, covidx, csv_set, mimic, nih
+from crossband.medical.data import (
+    chexpert,
+    class_folders,
+    covidx,
+    csv_set,
+    mimic,
+    nih,
+    pairs,
+    volume_sets,
+)
 from crossband.medical.data.records import FRONTAL, Collection, Record, counted, normal_view
+from crossband.medical.data.split_lists import apply_lists
 from crossband.shared.errors import ConfigError, DataError, did_you_mean
 
 _READERS: dict[str, Callable[[Path, SourceConfig], Collection]] = {
@@ -27,11 +44,15 @@ _READERS: dict[str, Callable[[Path, SourceConfig], Collection]] = {
     "chexpert": chexpert.read,
     "mimic": mimic.read,
     "covidx": covidx.read,
+    "volumes": volume_sets.read,
     "csv": csv_set.read,
+    "pairs": pairs.read,
+    "class-folders": class_folders.read,
     "images": csv_set.read_images,
 }
 # What `--data.target` may name where there is no csv of the user's own.
 _TARGETS = ("view", "sex")
+_BOXES = ("vindr", "coco")  # layouts of detection
 
 
 def find(config: SourceConfig) -> list[Collection]:
@@ -58,13 +79,16 @@ def _find(root: Path, config: SourceConfig) -> Collection:
         what = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}: give the folder of a data set as --data.root.")
     layout = _detect(root, config) if config.layout == "auto" else config.layout
+    if layout in _BOXES:
+        raise ConfigError(f"--data.layout {layout} holds boxes: give --task detection.")
     collection = _READERS[layout](root, config)
     if not collection.records:
         raise DataError(
-            f"{root} (layout {layout}) holds no radiograph: PNG, JPEG, TIFF, BMP, WebP and DICOM "
-            "files are read."
+            f"{root} (layout {layout}) holds no radiograph or other image: PNG, JPEG, TIFF, BMP, "
+            "WebP and DICOM files are read, and NIfTI and npy volumes."
         )
     _leave_out_missing(collection)
+    apply_lists(collection, config)
     if config.target is not None:
         if layout != "csv":
             collection = _by_attribute(collection, config)
@@ -85,13 +109,19 @@ def _detect(root: Path, config: SourceConfig) -> str:
     ):
         if module.detect(root):
             return name
-    return "csv" if csv_set.detect(root, config) else "images"
+    if volume_sets.detect(root):
+        return "volumes"
+    if csv_set.detect(root, config):
+        return "csv"
+    if pairs.detect(root):
+        return "pairs"
+    return "class-folders" if class_folders.detect(root) else "images"
 
 
 def _leave_out_missing(collection: Collection) -> None:
     kept, missing, masks = [], 0, 0
     for record in collection.records:
-        if not record.path.is_file():
+        if not record.path.exists():  # a DICOM series is a folder
             missing += 1
             continue
         if record.mask is not None and not record.mask.is_file():
@@ -143,10 +173,15 @@ def _pick(collection: Collection, labels: Sequence[str]) -> None:
 
 def _by_attribute(collection: Collection, config: SourceConfig) -> Collection:
     """Make classes of what is known of every image."""
+    if config.target == "class" and collection.exclusive:
+        if config.labels:
+            _pick(collection, config.labels)
+        return collection
     if config.target not in _TARGETS:
         raise ConfigError(
             f"--data.target {config.target}: layout {collection.layout} has "
-            f"{' and '.join(_TARGETS)}; other columns need a csv of your own (layout csv)."
+            f"{' and '.join(_TARGETS)}; class is of folders of classes, and other columns need a "
+            "csv of your own (layout csv)."
         )
 
     def value(record: Record) -> str | None:

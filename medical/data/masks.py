@@ -91,8 +91,9 @@ class MaskClasses:
         if (found == IGNORE).any():
             wrong = np.unique(mask[found == IGNORE])[:5]
             raise DataError(
-                f"The mask {path} has the value {', '.join(map(str, wrong))} that --data.mask_values "
-                f"({', '.join(map(str, self.values))}) does not name: add it, or correct the mask."
+                f"The mask {path} has the value {', '.join(map(str, wrong))} that "
+                f"--data.mask_values ({', '.join(map(str, self.values))}) does not name: add it, "
+                "or correct the mask."
             )
         return found
 

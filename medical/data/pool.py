@@ -308,7 +308,7 @@ class _Search:
         for path in _files(self.root, own):
             suffix = path.suffix.lower()
             try:
-                if _is_mask(path.relative_to(self.root)):
+                if is_mask(path.relative_to(self.root)):
                     masks += 1
                 elif is_volume(path):
                     items = index_volume(
@@ -385,7 +385,8 @@ def _files(root: Path, own: Path | None) -> Iterator[Path]:
             yield path
 
 
-def _is_mask(relative: Path) -> bool:
+def is_mask(relative: Path) -> bool:
+    """Whether the names of a file and of its folders say that it is the mask of another one."""
     folders = {part.lower() for part in relative.parts[:-1]}
     stem = relative.name.lower().partition(".")[0]
     return (

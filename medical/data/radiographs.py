@@ -25,7 +25,7 @@ class Radiograph:
     """A radiograph, as it is looked at.
 
     Attributes:
-        pixels: uint8 (H, W); dense tissue is white.
+        pixels: uint8 (H, W), or RGB (H, W, 3); dense tissue is white.
         bits: Of the grey values in the file.
         view: `PA`, `AP`, `LATERAL`, ... by the DICOM header, or None.
         notes: What a user should know of it, a sentence each.
@@ -37,17 +37,21 @@ class Radiograph:
     notes: tuple[str, ...] = ()
 
 
-def read_radiograph(path: str | Path, window: Sequence[float] = ()) -> Radiograph:
-    """Read a radiograph.
+def read_radiograph(
+    path: str | Path, window: Sequence[float] = (), *, colours: bool = False
+) -> Radiograph:
+    """Read a radiograph, or with `colours` a picture of endoscopes, microscopes, cameras.
 
     Grey values of 16-bit files are scaled by the bits that are used (8, 10, 12, 14 or 16): files
-    of 12-bit detectors would be almost black otherwise. Colours become luma, with a note. DICOM
-    files are known by their content; see `crossband.medical.data.dicom`. Errors name the path and
-    nothing else that tells who the patient is.
+    of 12-bit detectors would be almost black otherwise. Colours become luma, with a note, or are
+    kept; a file whose three channels hardly differ is grey either way. DICOM files are known by
+    their content; see `crossband.medical.data.dicom`. Errors name the path and nothing else that
+    tells who the patient is.
 
     Args:
         path: PNG, JPEG, BMP, TIFF, WebP or DICOM.
         window: DICOM: centre and width of the grey values, instead of the file's own.
+        colours: Keep colours.
 
     Raises:
         ConfigError: a window that is not a centre and a width of at least 1.
@@ -62,19 +66,26 @@ def read_radiograph(path: str | Path, window: Sequence[float] = ()) -> Radiograp
         from crossband.medical.data.dicom import read_dicom  # pydicom is heavy
 
         image = read_dicom(path, window)
-        pixels, colour = to_grey(image.pixels)
+        pixels, colour = _grey_or_colours(image.pixels, colours)
         bits, view = image.bits, image.view
         notes = list(image.notes)
     else:
         photo = read_photo(path)
-        pixels, colour = to_grey(photo.pixels[..., :1] if photo.grey else photo.pixels)
+        shown = photo.pixels[..., :1] if photo.grey else photo.pixels
+        pixels, colour = _grey_or_colours(shown, colours)
         pixels, bits = eight_bit(pixels)
         view, notes = None, []
-    if colour:
+    if colour and not colours:
         notes.append("The image has colours and was taken as grey.")
     if view and view not in FRONTAL:
         notes.append(f"The view is {view}, not a frontal one.")
     return Radiograph(np.ascontiguousarray(pixels), bits, view, tuple(notes))
+
+
+def _grey_or_colours(pixels: np.ndarray, colours: bool) -> tuple[np.ndarray, bool]:
+    """Return pixels as they are wanted, and whether there were colours."""
+    grey, colour = to_grey(pixels)
+    return (pixels if colour and colours else grey), colour
 
 
 def is_radiograph_file(path: Path) -> bool:
@@ -88,6 +99,26 @@ def is_radiograph_file(path: Path) -> bool:
     return (not suffix or suffix[1:].isdigit()) and has_dicom_magic(path)
 
 
+def require_picture(pixels: np.ndarray, colours: bool) -> None:
+    """Refuse what is no image as `read_radiograph` gives it.
+
+    Args:
+        pixels: uint8 (H, W), or with `colours` also RGB (H, W, 3).
+        colours: Whether colours are kept.
+
+    Raises:
+        DataError: another kind of array.
+    """
+    grey = pixels.ndim == 2
+    coloured = colours and pixels.ndim == 3 and pixels.shape[2] == 3
+    if pixels.dtype != np.uint8 or not (grey or coloured) or pixels.size == 0:
+        wanted = "(H, W) or RGB (H, W, 3)" if colours else "(H, W)"
+        raise DataError(
+            f"an array of {pixels.dtype} {pixels.shape} is no radiograph: give uint8 {wanted}, "
+            "as crossband.medical.data.radiographs.read_radiograph does."
+        )
+
+
 class RadiographStore(ImageStore):
     """Reads radiographs and keeps them decoded while they fit a budget.
 
@@ -95,24 +126,29 @@ class RadiographStore(ImageStore):
         cache_gb: Budget in GB.
         window: Of DICOM files; see `read_radiograph`.
         shrink: Make larger images smaller, to a shorter side of so many pixels; 0: no.
+        colours: Keep colours.
     """
 
     def __init__(
-        self, cache_gb: float = 2.0, window: Sequence[float] = (), shrink: int = 0
+        self,
+        cache_gb: float = 2.0,
+        window: Sequence[float] = (),
+        shrink: int = 0,
+        colours: bool = False,
     ) -> None:
         """Start empty."""
         super().__init__(cache_gb)
-        self.window, self.shrink = tuple(window), shrink
+        self.window, self.shrink, self.colours = tuple(window), shrink, colours
 
     def decode(self, path: Path) -> np.ndarray:
-        """Read a radiograph, uint8 (H, W)."""
-        pixels = read_radiograph(path, self.window).pixels
+        """Read an image, uint8 (H, W), or RGB (H, W, 3)."""
+        pixels = read_radiograph(path, self.window, colours=self.colours).pixels
         return shrunk(pixels, self.shrink) if self.shrink else pixels
 
 
 def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
     """Return an image whose shorter side is at most `side`, resized bicubically with antialias."""
-    height, width = pixels.shape
+    height, width = pixels.shape[:2]
     scale = side / min(height, width)
     if scale >= 1:
         return pixels

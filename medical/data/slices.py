@@ -92,17 +92,60 @@ def shows_something(picture: np.ndarray) -> bool:
     return bool((picture > int(picture.min()) + _VISIBLE).mean() > _LEAST)
 
 
+@dataclass(frozen=True)
+class Look:
+    """How the planes of an array become pictures, and pictures planes again.
+
+    Attributes:
+        flips: Whether the first and the second axis of a plane are turned round.
+        transposed: Whether the rows of the picture are the second axis of the plane.
+        rows: Distance from row to row of the picture.
+        columns: Distance from column to column.
+    """
+
+    flips: tuple[bool, bool] = (False, False)
+    transposed: bool = False
+    rows: float = 1.0
+    columns: float = 1.0
+
+    def turned(self, plane: np.ndarray) -> np.ndarray:
+        """Return a plane (R, C, ...) of the array as it is looked at, its pixels as they are."""
+        flipped = np.flip(plane, [axis for axis in (0, 1) if self.flips[axis]])
+        return flipped.swapaxes(0, 1) if self.transposed else flipped
+
+    def turned_back(self, picture: np.ndarray) -> np.ndarray:
+        """Undo `turned`."""
+        plane = picture.swapaxes(0, 1) if self.transposed else picture
+        return np.flip(plane, [axis for axis in (0, 1) if self.flips[axis]])
+
+    def picture(self, plane: np.ndarray) -> np.ndarray:
+        """Return a plane, uint8 (R, C[, 3]), as it is looked at, in square pixels."""
+        return square_pixels(self.turned(plane), self.rows, self.columns)
+
+    def size(self, plane: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of the picture of a plane of (R, C)."""
+        height, width = plane[::-1] if self.transposed else plane
+        return square_size(height, width, self.rows, self.columns)
+
+
+def square_size(height: int, width: int, rows: float, columns: float) -> tuple[int, int]:
+    """Return height and width once pixels are squares of the smaller distance."""
+    step = min(rows, columns)
+    if not step > 0:
+        return height, width
+    return round(height * rows / step), round(width * columns / step)
+
+
 def square_pixels(picture: np.ndarray, rows: float, columns: float) -> np.ndarray:
-    """Enlarge uint8 (H, W) along the axis of the larger spacing, so that pixels are squares.
+    """Enlarge uint8 (H, W[, 3]) along the axis of the larger spacing: pixels become squares.
 
     Args:
         picture: The picture.
         rows: Distance from row to row.
         columns: Distance from column to column.
     """
-    step = min(rows, columns)
-    height, width = picture.shape
-    size = (round(width * columns / step), round(height * rows / step))
-    if size == (width, height) or not step > 0:
-        return picture
+    height, width = square_size(*picture.shape[:2], rows, columns)
+    if (height, width) == picture.shape[:2]:
+        return np.ascontiguousarray(picture)
+    size = (width, height)
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))

@@ -1,7 +1,7 @@
-"""Views of one radiograph, and the normalisation of grey values.
+"""Views of one image, and the normalisation of its values.
 
-Everything is done on one grey channel, which is repeated three times at the end: of three equal
-channels the usual transforms give the same (a test says so), at three times the work.
+Of grey images everything is done on one channel, which is repeated three times at the end: of three
+equal channels the usual transforms give the same (a test says so), at three times the work.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def random_view(
     As torchvision's RandomResizedCrop with bicubic interpolation (Szegedy et al. 2015).
 
     Args:
-        pixels: uint8 (H, W).
+        pixels: uint8 (H, W), or RGB (H, W, 3).
         size: Side of the view, in pixels.
         scale: Smallest and largest part of the image.
         flip: Probability of a mirror image.
         draw: Where chance comes from.
     """
-    top, left, height, width = random_box(pixels.shape, scale, draw)
+    top, left, height, width = random_box(pixels.shape[:2], scale, draw)
     crop = np.ascontiguousarray(pixels[top : top + height, left : left + width])
     view = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
     if draw.random() < flip:
@@ -80,10 +80,10 @@ def random_view(
 
 
 def centre_view(pixels: np.ndarray, size: int, resize: int = 0) -> np.ndarray:
-    """Return the centre of an image whose shorter side was brought to `resize`, uint8 (S, S).
+    """Return the centre of an image whose shorter side was brought to `resize`, uint8 (S, S[, 3]).
 
     Args:
-        pixels: uint8 (H, W).
+        pixels: uint8 (H, W), or RGB (H, W, 3).
         size: S, in pixels.
         resize: In pixels; 0: 256/224 of the size.
 
@@ -93,7 +93,7 @@ def centre_view(pixels: np.ndarray, size: int, resize: int = 0) -> np.ndarray:
     resize = resize or size * 256 // 224
     if resize < size:
         raise ConfigError(f"A shorter side of {resize} pixels is less than the crop of {size}.")
-    height, width = pixels.shape
+    height, width = pixels.shape[:2]
     short = min(height, width)
     shape = [resize if side == short else int(resize * side / short) for side in (height, width)]
     image = Image.fromarray(np.ascontiguousarray(pixels))
@@ -103,20 +103,22 @@ def centre_view(pixels: np.ndarray, size: int, resize: int = 0) -> np.ndarray:
 
 
 def stretched_view(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Bring uint8 (H, W) to uint8 (S, S), without regard to the aspect."""
+    """Bring uint8 (H, W[, 3]) to uint8 (S, S[, 3]), without regard to the aspect."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def rand_augment(policy: str, fill: int) -> Callable[[Image.Image], Image.Image]:
-    """Return timm's RandAugment of a policy such as `rand-m6-mstd0.5-inc1`, for grey images.
+def rand_augment(
+    policy: str, fill: int | tuple[int, int, int]
+) -> Callable[[Image.Image], Image.Image]:
+    """Return timm's RandAugment of a policy such as `rand-m6-mstd0.5-inc1`.
 
     Rotated, sheared and shifted images are interpolated bicubically. It draws from Python's and
     numpy's global generators.
 
     Args:
         policy: timm's string; empty for none.
-        fill: Grey value of what lies outside an image.
+        fill: Value of what lies outside an image: grey, or RGB for images in colours.
 
     Raises:
         ConfigError: a string that timm does not understand.
@@ -199,6 +201,7 @@ def random_warp(
     flip: float,
     draw: np.random.Generator,
     *,
+    vertical_flip: float = 0.0,
     rotate: float = 15.0,
     scale: float = 0.2,
     shift: float = 0.05,
@@ -206,10 +209,11 @@ def random_warp(
     """Rotate, zoom and shift a square image and its mask alike, perhaps mirrored.
 
     Args:
-        grey: uint8 (S, S).
+        grey: uint8 (S, S), or RGB (S, S, 3).
         mask: uint8 (S, S).
         flip: Probability of a mirror image.
         draw: Where chance comes from.
+        vertical_flip: Probability of an image upside down; with 0 nothing is drawn for it.
         rotate: Largest turn, in degrees.
         scale: Largest change of size, as a part.
         shift: Largest shift, as a part of the side.
@@ -222,6 +226,8 @@ def random_warp(
     matrix[:, 2] += draw.uniform(-shift, shift, 2) * size
     if draw.random() < flip:
         grey, mask = np.ascontiguousarray(grey[:, ::-1]), np.ascontiguousarray(mask[:, ::-1])
+    if vertical_flip and draw.random() < vertical_flip:
+        grey, mask = np.ascontiguousarray(grey[::-1]), np.ascontiguousarray(mask[::-1])
     return (
         cv2.warpAffine(grey, matrix, (size, size), flags=cv2.INTER_LINEAR),
         cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_NEAREST),
@@ -232,7 +238,7 @@ def random_tone(grey: np.ndarray, draw: np.random.Generator, strength: float = 0
     """Change gamma and contrast by factors up to `1 + strength`, brightness by half of it.
 
     Args:
-        grey: uint8 (H, W).
+        grey: uint8 (H, W), or RGB (H, W, 3).
         draw: Where chance comes from.
         strength: Largest change, as a part.
     """
@@ -241,3 +247,52 @@ def random_tone(grey: np.ndarray, draw: np.random.Generator, strength: float = 0
     values = (values - 0.5) * (1 + strength) ** draw.uniform(-1, 1) + 0.5
     values = values + strength / 2 * draw.uniform(-1, 1)
     return (values.clip(0, 1) * 255).round().astype(np.uint8)[grey]
+
+
+def random_colour(pixels: np.ndarray, draw: np.random.Generator, strength: float) -> np.ndarray:
+    """Change saturation and each channel by factors of up to `1 + strength`.
+
+    Nothing is drawn, and nothing changed, without strength or of grey images.
+
+    Args:
+        pixels: uint8 (H, W), or RGB (H, W, 3).
+        draw: Where chance comes from.
+        strength: Largest change, as a part.
+    """
+    if not strength or pixels.ndim == 2:
+        return pixels
+    saturation, *channels = (1 + strength) ** draw.uniform(-1, 1, 4)
+    values = pixels.astype(np.float32)
+    grey = values.mean(2, keepdims=True)
+    values = (grey + (values - grey) * np.float32(saturation)) * np.array(channels, np.float32)
+    return np.rint(values.clip(0, 255)).astype(np.uint8)
+
+
+def random_place(ids: np.ndarray, size: int, draw: np.random.Generator) -> tuple[int, int]:
+    """Return top and left of a crop of a mask; half of them have a labelled pixel in the middle.
+
+    As MONAI's RandCropByPosNegLabel with one to one. Crops lie within the image.
+
+    Args:
+        ids: uint8 (H, W), at least `size` on each side.
+        size: Side of the crop, pixels.
+        draw: Where chance comes from.
+    """
+    limits = [side - size + 1 for side in ids.shape]
+    top, left = (int(draw.integers(limit)) for limit in limits)
+    labelled = np.flatnonzero(ids) if draw.random() < 0.5 else np.empty(0)
+    if len(labelled):
+        row, column = divmod(int(labelled[draw.integers(len(labelled))]), ids.shape[1])
+        top, left = (
+            min(max(0, place - size // 2), limit - 1)
+            for place, limit in zip((row, column), limits, strict=True)
+        )
+    return top, left
+
+
+def at_least(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Fill an image or mask up with zeros below and on the right, to sides of at least `size`."""
+    more = [(0, max(0, size - side)) for side in pixels.shape[:2]]
+    if not any(right for _, right in more):
+        return pixels
+    return np.pad(pixels, more + [(0, 0)] * (pixels.ndim - 2))

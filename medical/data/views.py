@@ -1,4 +1,4 @@
-"""What a network is shown of radiographs: random views in training, centre crops to evaluate."""
+"""What a network is shown of images: random views in training, centre crops to evaluate."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crossband.medical.config import AugmentConfig
+from crossband.medical.data.masks import MaskClasses, read_mask
 from crossband.medical.data.records import Record
 from crossband.medical.data.transforms import (
     NIH,
     Normalisation,
+    at_least,
     centre_view,
     checked_scale,
     rand_augment,
+    random_colour,
+    random_place,
     random_tone,
     random_view,
     random_warp,
@@ -35,7 +39,7 @@ _SAME_ASPECT = 0.02  # by how much the aspects of an image and its mask may diff
 
 
 class Reader(Protocol):
-    """Reads an image as uint8 (H, W); raises DataError where it cannot."""
+    """Reads an image as uint8 (H, W), or RGB (H, W, 3); raises DataError where it cannot."""
 
     def read(self, path: Path) -> np.ndarray:
         """Return the pixels."""
@@ -112,8 +116,12 @@ class TrainViews(Dataset):
         self.records, self.store, self.size, self.seed = list(records), store, size, seed
         self.normalisation, self.exclusive = normalisation, exclusive
         self.scale, self.flip = checked_scale(augment.crop_min, augment.crop_max), augment.flip
-        self.policy = rand_augment(augment.auto_augment, normalisation.fill)
-        self.chances = np.cumsum(weights) / np.sum(weights) if len(weights) else None
+        fill = normalisation.fill
+        self.policies = {
+            "L": rand_augment(augment.auto_augment, fill),
+            "RGB": rand_augment(augment.auto_augment, (fill,) * 3),
+        }
+        self.chances = _cumulated(weights)
 
     def __len__(self) -> int:
         """Return the views of an epoch."""
@@ -124,14 +132,11 @@ class TrainViews(Dataset):
         if int(index) >= len(self):
             raise IndexError(index)
         draw = item_random(self.seed, index)
-        place = int(index)
-        if self.chances is not None:
-            place = int(np.searchsorted(self.chances, draw.random(), side="right"))
-        record = self.records[min(place, len(self.records) - 1)]
+        record = self.records[_place(self.chances, int(index), len(self), draw)]
         pixels = self.store.read(record.path)
         grey = random_view(pixels, self.size, self.scale, self.flip, draw)
         with seeded(draw):
-            grey = self.policy(grey)
+            grey = self.policies[grey.mode](grey)
         image = self.normalisation(np.asarray(grey))
         return {"image": image, "label": label_of(record, self.exclusive)}
 
@@ -173,64 +178,134 @@ class EvalViews(Dataset):
         return {"image": self.normalisation(grey), "label": label_of(record, self.exclusive)}
 
 
-class MaskedViews(Dataset):
-    """Whole images with masks, stretched to a square: `{"image": (3, S, S), "mask": (S, S)}`.
+class Pairs(Protocol):
+    """Images with masks.
 
-    Augmented views are rotated, zoomed and shifted, with another brightness, contrast and gamma.
+    Attributes:
+        records: Of each image; of a volume's slices all the same.
+    """
+
+    records: list[Record]
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return an image, uint8 (H, W) or RGB (H, W, 3), and its class ids, uint8 (H, W)."""
+
+
+class ImagePairs:
+    """Image files with mask files.
 
     Args:
         records: The images; all have masks.
         store: Reads the images.
+        classes: Of the masks.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], store: Reader, classes: MaskClasses | None = None
+    ) -> None:
+        """Keep the settings."""
+        self.records, self.store = list(records), store
+        self.classes = classes or MaskClasses()
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return an image and its class ids, of equal size.
+
+        Raises:
+            DataError: a file cannot be read, or the mask is of another image.
+        """
+        record = self.records[index]
+        pixels = self.store.read(record.path)
+        mask = read_mask(record, self.classes)
+        _check_aspect(record, pixels, mask)
+        if mask.shape != pixels.shape[:2]:
+            size = (pixels.shape[1], pixels.shape[0])
+            mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        return pixels, mask
+
+
+class MaskedViews(Dataset):
+    """Images with masks: `{"image": (3, S, S), "mask": (S, S)}`.
+
+    Whole images are stretched to a square. With `sliding` crops are taken at the images' own
+    resolution, half of them around something labelled (the same ones in every validation).
+    Augmented views are mirrored, rotated, zoomed and shifted, with other tones and colours.
+
+    Args:
+        pairs: The images.
         size: S, in pixels.
-        classes: Of masks; with two, everything but 0 is 1, else the values are class ids.
+        sliding: Crops instead of whole images.
         augment: Of random views (no flips where left and right are classes); None: the same views
             every time.
         normalisation: Of the images.
+        weights: Chance of each image to be drawn, with replacement; default: each once.
         seed: Of the draws, which are keyed by (seed, epoch, index).
     """
 
     def __init__(
         self,
-        records: Sequence[Record],
-        store: Reader,
+        pairs: Pairs,
         size: int,
         *,
-        classes: int = 2,
+        sliding: bool = False,
         augment: AugmentConfig | None = None,
         normalisation: Normalisation = NIH,
+        weights: Sequence[float] = (),
         seed: int = 0,
     ) -> None:
         """Keep the settings."""
-        self.records, self.store, self.size, self.seed = list(records), store, size, seed
-        self.classes, self.augment = classes, augment
-        self.normalisation = normalisation
+        self.pairs, self.size, self.seed = pairs, size, seed
+        self.sliding, self.augment, self.normalisation = sliding, augment, normalisation
+        self.chances = _cumulated(weights)
+
+    @property
+    def records(self) -> list[Record]:
+        """Of each image."""
+        return self.pairs.records
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.records)
+        return len(self.pairs.records)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one image with its mask."""
-        record = self.records[int(index)]
-        pixels = self.store.read(record.path)
-        mask = read_mask(record, self.classes)
-        _check_aspect(record, pixels, mask)
+        if int(index) >= len(self):
+            raise IndexError(index)
+        draw = item_random(self.seed, index if self.augment else int(index))
+        pixels, mask = self.pairs.read(_place(self.chances, int(index), len(self), draw))
         size = (self.size, self.size)
-        grey = stretched_view(pixels, self.size)
-        mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        if self.sliding:
+            pixels, mask = at_least(pixels, self.size), at_least(mask, self.size)
+            top, left = random_place(mask, self.size, draw)
+            window = slice(top, top + self.size), slice(left, left + self.size)
+            pixels, mask = np.ascontiguousarray(pixels[window]), np.ascontiguousarray(mask[window])
+        else:
+            pixels = stretched_view(pixels, self.size)
+            mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         if self.augment:
-            draw = item_random(self.seed, index)
-            grey, mask = random_warp(
-                grey,
+            own = self.augment
+            pixels, mask = random_warp(
+                pixels,
                 mask,
-                self.augment.flip,
+                own.flip,
                 draw,
-                rotate=self.augment.rotate,
-                scale=self.augment.scale,
-                shift=self.augment.shift,
+                vertical_flip=own.vertical_flip,
+                rotate=own.rotate,
+                scale=own.scale,
+                shift=own.shift,
             )
-            grey = random_tone(grey, draw, self.augment.contrast)
-        return {"image": self.normalisation(grey), "mask": torch.tensor(mask).long()}
+            pixels = random_colour(random_tone(pixels, draw, own.contrast), draw, own.colour)
+        return {"image": self.normalisation(pixels), "mask": torch.tensor(mask).long()}
+
+
+def _cumulated(weights: Sequence[float]) -> np.ndarray | None:
+    return np.cumsum(weights) / np.sum(weights) if len(weights) else None
+
+
+def _place(chances: np.ndarray | None, index: int, count: int, draw: np.random.Generator) -> int:
+    """Return the image of an index: itself, or one that is drawn by its chance."""
+    if chances is None:
+        return index
+    return min(int(np.searchsorted(chances, draw.random(), side="right")), count - 1)
 
 
 def label_of(record: Record, exclusive: bool) -> Tensor:
@@ -243,36 +318,9 @@ def label_of(record: Record, exclusive: bool) -> Tensor:
     return torch.tensor(record.labels.index(1.0) if 1.0 in record.labels else UNKNOWN)
 
 
-def read_mask(record: Record, classes: int) -> np.ndarray:
-    """Return class ids, uint8 (H, W); with two classes everything but 0 is 1.
-
-    Raises:
-        DataError: no mask, one that cannot be read, or an id beyond the classes.
-    """
-    if record.mask is None:
-        raise DataError(f"{record.path} has no mask: give images with masks only.")
-    try:
-        with Image.open(record.mask) as image:
-            grey = image if image.mode in ("L", "P", "1", "I;16", "I") else image.convert("L")
-            mask = np.asarray(grey)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"The mask {record.mask} cannot be read ({type(error).__name__}): replace it by a PNG "
-            "of class ids."
-        ) from error
-    if classes == 2:
-        return (mask != 0).astype(np.uint8)
-    if mask.max(initial=0) >= classes:
-        raise DataError(
-            f"The mask {record.mask} has the class id {mask.max()} and there are {classes} "
-            f"classes: correct the mask, or ask for {mask.max() + 1}."
-        )
-    return mask.astype(np.uint8)
-
-
 def _check_aspect(record: Record, pixels: np.ndarray, mask: np.ndarray) -> None:
     """Refuse a mask of another image; images may have been made smaller for the memory."""
-    (height, width), (rows, columns) = pixels.shape, mask.shape
+    (height, width), (rows, columns) = pixels.shape[:2], mask.shape
     if abs(math.log(height * columns / (width * rows))) > _SAME_ASPECT:
         raise DataError(
             f"{record.path} is {width} x {height} and its mask {record.mask} {columns} x {rows}: "

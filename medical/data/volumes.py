@@ -17,10 +17,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from crossband.medical.data.slices import (
+    Look,
     Slice,
     checked_window,
     shows_something,
-    square_pixels,
     to_grey_levels,
     value_range,
 )
@@ -40,6 +40,12 @@ _CHANNELS = 4  # sequences of a study; a volume of more is a series over time: i
 def is_volume(path: Path) -> bool:
     """Whether a file is a volume, by its suffix."""
     return path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def check_axis(axis: str) -> None:
+    """Raise a ConfigError for an axis that is not known."""
+    if axis not in get_args(Axis):
+        raise ConfigError(f"The axis {axis!r} is not known: give {', '.join(get_args(Axis))}.")
 
 
 def index_volume(
@@ -68,22 +74,22 @@ def index_volume(
     """
     path = Path(path)
     limits = checked_window(window, "volumes")
-    if axis not in get_args(Axis):
-        raise ConfigError(f"The axis {axis!r} is not known: give {', '.join(get_args(Axis))}.")
+    check_axis(axis)
     unpacked = _unpacked_file(path, axis, limits, Path(unpack)) if unpack else None
     if unpacked and unpacked.is_file():
-        return [Slice(unpacked, index) for index in range(len(_open(unpacked).array))]
-    volume = _open(path)
+        return [Slice(unpacked, index) for index in range(len(open_volume(unpacked).array))]
+    volume = open_volume(path)
     found: list[Slice] = []
     pictures: list[np.ndarray] = []
     for channel, values in volume.channels():
-        low_high = limits or _guarded(path, value_range, values)
+        low_high = limits or guarded(path, value_range, values)
         if low_high is None:
             continue
         across = volume.across(axis)
-        for index in range(values.shape[across]):
+        look = volume.look(across)
+        for index, plane in enumerate(np.moveaxis(values, across, 0)):
             item = Slice(path, index, *low_high, across, channel)
-            picture = volume.picture(values.take(index, across), item)
+            picture = look.picture(to_grey_levels(plane, *low_high))
             if shows_something(picture):
                 found.append(item)
                 pictures.append(picture)
@@ -105,52 +111,84 @@ def read_slice(item: Slice) -> np.ndarray:
     Raises:
         DataError: the file cannot be read.
     """
-    volume = _open(item.path)
-    return volume.picture(_guarded(item.path, volume.plane, item), item)
+    volume = open_volume(item.path)
+    values = guarded(item.path, volume.plane, item)
+    return volume.look(item.axis).picture(to_grey_levels(values, item.low, item.high))
 
 
-class _Npy:
-    """An array (D, H, W) that is not read as a whole."""
+class NpyVolume:
+    """An array (D, H, W) that is not read as a whole.
+
+    Attributes:
+        array: Of three axes.
+        shape: Of the array.
+        file_shape: As the file has it: (D, H, W) or (H, W).
+    """
 
     def __init__(self, array: np.ndarray) -> None:
+        """Take an array (D, H, W) or (H, W)."""
+        self.file_shape = array.shape
         self.array = array if array.ndim == 3 else array[None]
+        self.shape = self.array.shape
 
     def channels(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield numbers and values of the channels, (D, H, W): there is one."""
         yield 0, self.array
 
     def across(self, axis: Axis) -> int:
+        """Return the axis of the array that is sliced."""
         return _NPY_AXES.get(axis, 0)
 
     def plane(self, item: Slice) -> np.ndarray:
-        return np.asarray(self.array.take(item.index, item.axis))
+        """Return the values of a slice."""
+        return np.asarray(np.moveaxis(self.array, item.axis, 0)[item.index])
 
-    def picture(self, values: np.ndarray, item: Slice) -> np.ndarray:
-        return to_grey_levels(values, item.low, item.high)
+    def look(self, across: int) -> Look:
+        """Return how planes become pictures: as they are."""
+        return Look()
 
 
-class _Nifti:
-    """An image whose affine says where the patient's axes are."""
+class NiftiVolume:
+    """An image whose affine says where the patient's axes are.
+
+    Attributes:
+        image: nibabel's image.
+        shape: Of its first three axes; missing ones are 1.
+        file_shape: As the file has them.
+        spacing: Along the three axes, in the unit of the file.
+
+    Raises:
+        DataError: an affine that makes no sense.
+    """
 
     def __init__(self, image: Any, path: Path) -> None:
+        """Look at the header."""
         import nibabel
 
         self.image, self.path = image, path
         self.rest = image.shape[3:]
+        self.file_shape = image.shape[:3]
         self.shape = (*image.shape, 1, 1)[:3]
         self.spacing = [float(step) for step in (*image.header.get_zooms(), 1, 1)[:3]]
-        turns = nibabel.io_orientation(image.affine)
+        turns = guarded(path, nibabel.io_orientation, image.affine)
         if np.isnan(turns).any():
             raise DataError(f"{path} has an affine that makes no sense: write its header again.")
         # Patient's axis (from left, from behind, from below) of each axis, and its direction.
         self.patient_axis, self.direction = turns[:, 0].astype(int), turns[:, 1]
 
     def channels(self) -> Iterator[tuple[int, np.ndarray]]:
-        values = _guarded(self.path, self.image.get_fdata, "unchanged", np.float32)
+        """Yield numbers and values of the channels, float32 (X, Y, Z); of a series its first.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        values = guarded(self.path, self.image.get_fdata, "unchanged", np.float32)
         values = values.reshape(*self.shape, -1)
         for channel in range(values.shape[3] if values.shape[3] <= _CHANNELS else 1):
             yield channel, values[..., channel]
 
     def across(self, axis: Axis) -> int:
+        """Return the axis of the array that is sliced."""
         if 1 in self.shape:  # a single slice
             return 2 - self.shape[::-1].index(1)
         thickest = int(np.argmax(self.spacing))
@@ -160,6 +198,7 @@ class _Nifti:
         return int(np.flatnonzero(self.patient_axis == wanted)[0])
 
     def plane(self, item: Slice) -> np.ndarray:
+        """Return the values of a slice, float32, without reading the others."""
         if self.image.ndim == 2:
             return np.asarray(self.image.dataobj, np.float32)
         place: list[Any] = [slice(None)] * 3
@@ -167,37 +206,43 @@ class _Nifti:
         place += np.unravel_index(item.channel, self.rest) if self.rest else ()
         return np.asarray(self.image.dataobj[tuple(place)], np.float32)
 
-    def picture(self, values: np.ndarray, item: Slice) -> np.ndarray:
-        left = [axis for axis in range(3) if axis != item.axis]
-        for place, axis in enumerate(left):
-            if self.direction[axis] > 0:  # rows from above or the front, columns from the right
-                values = np.flip(values, place)
-        if self.patient_axis[left[0]] < self.patient_axis[left[1]]:
-            left, values = left[::-1], values.T
-        grey = to_grey_levels(values, item.low, item.high)
-        return square_pixels(grey, self.spacing[left[0]], self.spacing[left[1]])
+    def look(self, across: int) -> Look:
+        """Return how planes become pictures: rows from above or the front, columns from the right.
+
+        Columns of sagittal planes run from the front.
+        """
+        left = [axis for axis in range(3) if axis != across]
+        flips = (bool(self.direction[left[0]] > 0), bool(self.direction[left[1]] > 0))
+        transposed = bool(self.patient_axis[left[0]] < self.patient_axis[left[1]])
+        rows, columns = left[::-1] if transposed else left
+        return Look(flips, transposed, self.spacing[rows], self.spacing[columns])
 
 
-def _open(path: Path) -> _Npy | _Nifti:
+def open_volume(path: Path) -> NpyVolume | NiftiVolume:
+    """Open a NIfTI or npy file; its values are read when they are wanted.
+
+    Raises:
+        DataError: the file is no volume.
+    """
     if path.suffix.lower() == ".npy":
-        array = _guarded(path, np.load, path, "r")
+        array = guarded(path, np.load, path, "r")
         if array.ndim not in (2, 3) or array.dtype.kind not in "iuf" or not array.size:
             raise DataError(
                 f"{path} holds an array of shape {array.shape} and type {array.dtype}: volumes are "
                 "numbers (D, H, W)."
             )
-        return _Npy(array)
+        return NpyVolume(array)
     import nibabel
 
-    image = _guarded(path, nibabel.load, path)
+    image = guarded(path, nibabel.load, path)
     if not isinstance(image, nibabel.spatialimages.SpatialImage) or not 2 <= image.ndim <= 5:
         raise DataError(f"{path} is no image of 2 to 5 axes: leave it out.")
     if image.get_data_dtype().kind not in "iuf":
         raise DataError(f"{path} holds {image.get_data_dtype()} and not numbers: leave it out.")
-    return _Nifti(image, path)
+    return NiftiVolume(image, path)
 
 
-def _guarded(path: Path, function: Any, *arguments: Any) -> Any:
+def guarded(path: Path, function: Any, *arguments: Any) -> Any:
     """Call a reader; what it raises becomes one sentence.
 
     Raises:

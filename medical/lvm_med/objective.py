@@ -100,7 +100,9 @@ class GraphMatchingObjective(nn.Module):
         dim: Channels of the maps.
         variant: `paper`, or the authors' unreleased `draft`.
         order: 2, or 1 for nodes alone: an assignment problem.
-        gradient: `imle` adds Gumbel noise to the affinities; `blackbox` none.
+        gradient: `imle` adds Gumbel noise to the affinities in training; `blackbox` none.
+        noise: Factor of that noise. Affinities are in [-1, 1], so Gumbel(0, 1) drowns them at
+            first; where there are few steps less noise teaches faster.
         graph_size: Images of a graph.
         k: Neighbours of an image in its graph.
         alpha: Weight of the global cosine against the local similarity (paper).
@@ -130,6 +132,7 @@ class GraphMatchingObjective(nn.Module):
         variant: Variant = "paper",
         order: int = 2,
         gradient: Gradient = "imle",
+        noise: float = 1.0,
         graph_size: int = 16,
         k: int = 5,
         alpha: float = 0.8,
@@ -160,7 +163,10 @@ class GraphMatchingObjective(nn.Module):
                 raise ConfigError(f"{name} {number} must be at least 1.")
         if not lam > 0:
             raise ConfigError(f"lambda {lam:g} must be positive: the paper takes 80.")
-        self.paper, self.order, self.noisy = variant == "paper", order, gradient == "imle"
+        if noise < 0:
+            raise ConfigError(f"noise {noise:g} must be at least 0: the paper takes 1.")
+        self.paper, self.order = variant == "paper", order
+        self.noise = noise if gradient == "imle" else 0.0
         self.graph_size, self.k, self.alpha, self.lam = graph_size, k, alpha, lam
         self.gamma, self.map_size = tuple(gamma), map_size
         self.margin, self.edge_scale = margin, edge_scale
@@ -220,7 +226,7 @@ class GraphMatchingObjective(nn.Module):
 
         Args:
             pairs: Views of the same images.
-            generator: Of the noise, on the CPU; None: the global one.
+            generator: Of the noise in training, on the CPU; None: the global one.
 
         Raises:
             ConfigError: no image, or features that are not finite.
@@ -233,7 +239,7 @@ class GraphMatchingObjective(nn.Module):
     def costs(
         self, first: View, second: View, generator: torch.Generator | None = None
     ) -> list[Costs]:
-        """Return the problems of two views, with noise if that is the gradient: one per size."""
+        """Return the problems of two views, with noise in training: one per size."""
         problems, start = [], 0
         for shape in split_batch(len(first.z), self.graph_size):
             problems.append(
@@ -251,9 +257,9 @@ class GraphMatchingObjective(nn.Module):
         if self.order == 1:
             edges = tuple(pairs[:, :0] for pairs in edges)
         edge = affinity(*(edge_features(x, pairs) for x, pairs in zip(nodes, edges, strict=True)))
-        if self.noisy:
-            vertex = vertex + gumbel_like(vertex, generator)
-            edge = edge + gumbel_like(edge, generator)
+        if self.noise and self.training:
+            vertex = vertex + self.noise * gumbel_like(vertex, generator)
+            edge = edge + self.noise * gumbel_like(edge, generator)
         if self.paper:
             return Costs(-vertex, *edges, -edge)
         unary = -vertex + self.margin * torch.eye(vertex.shape[-1], device=vertex.device)

@@ -14,8 +14,6 @@ from crossband.shared.errors import ConfigError
 from crossband.shared.matching import SolverPool
 from crossband.shared.tasks.base import Task
 
-_VALIDATION_SEED = 0
-
 
 class LVMMedTask(Task):
     """Trains a backbone by graph matching.
@@ -32,8 +30,8 @@ class LVMMedTask(Task):
     - `small_grids`: their grids, likewise.
 
     In one batch all images have the same number of views. Every process of a distributed run
-    matches its own batch. The noise of IMLE comes from the global generator in training, and is
-    the same in every validation, so that losses of different epochs can be compared.
+    matches its own batch. The noise of IMLE comes from the global generator; in validation there is
+    none, so that its numbers say what the network can do.
 
     Logged: `train_matched` and `train_energy` per step, and `val_loss`, `val_matched`,
     `val_energy` and `val_gap` per epoch: the share of images that found their other view, cost, and
@@ -81,10 +79,7 @@ class LVMMedTask(Task):
 
     def output(self, batch: Mapping[str, Any]) -> ObjectiveOutput:
         """Return loss and statistics of a batch."""
-        generator = None
-        if not self.training:
-            generator = torch.Generator().manual_seed(_VALIDATION_SEED)
-        return self(batch, generator)
+        return self(batch)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss of a batch, and log the statistics of training."""

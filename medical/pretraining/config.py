@@ -73,6 +73,9 @@ class MatchingConfig:
     gradient: Literal["imle", "blackbox"] = option(
         "imle", "through the solver: with Gumbel noise, or without any", advanced=True
     )
+    noise: float = option(
+        1.0, "imle: factor of the noise; less teaches faster in short runs", advanced=True
+    )
     graph_size: int = option(16, "images of a graph", advanced=True)
     k: int = option(5, "neighbours of an image in its graph", advanced=True)
     alpha: float = option(

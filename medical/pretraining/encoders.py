@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from crossband.medical.lvm_med.official import from_official
 from crossband.medical.pretraining.config import MASKED_METHODS
+from crossband.shared.backbones.sam import SAMEncoder
 from crossband.shared.backbones.vit_keys import LoadReport
 from crossband.shared.checkpoints import HEADER_KEY, read_config, read_state_dict
 from crossband.shared.errors import CheckpointError
@@ -49,15 +50,23 @@ def read_ours(path: str | Path) -> dict[str, Tensor] | None:
 
 
 def read_authors(model: nn.Module, path: str | Path) -> dict[str, Tensor] | None:
-    """Return the ResNet-50 of LVM-Med's authors for a ResNet-50; None: of anything else.
+    """Return the encoder of LVM-Med's authors (or SAM's) for such a network; None: anything else.
 
     Files with the network's own keys are left to others, who take the classifier too.
 
     Raises:
-        CheckpointError: unreadable, or SAM's image encoder.
+        CheckpointError: unreadable, or the other encoder.
     """
-    own = model.state_dict().keys()
     state, header = read_state_dict(path)
+    if isinstance(model, SAMEncoder):
+        try:
+            return model.adapt_state(from_official(state))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{path} holds no image encoder of SAM: give lvmmed_vit.pth, sam_vit_b_01ec64.pth, "
+                "or encoder.safetensors of `pretrain --model sam_vit_b`."
+            ) from error
+    own = model.state_dict().keys()
     if HEADER_KEY in header or not own >= _RESNET50:
         return None
     if state.keys() >= {key for key in own if not HEAD.match(key)}:
@@ -72,6 +81,24 @@ def read_authors(model: nn.Module, path: str | Path) -> dict[str, Tensor] | None
             "lvmmed_resnet.torch."
         )
     return encoder
+
+
+def load_inner(model: nn.Module, path: str | Path, inner: str) -> LoadReport:
+    """Load a backbone from a classifier's file (timm's, torchvision's), or from that of a U-Net.
+
+    Args:
+        model: The backbone.
+        path: The file.
+        inner: Name of the backbone within such U-Nets.
+
+    Raises:
+        CheckpointError: unreadable, or of another network.
+    """
+    state, own = read_state_dict(path)[0], model.state_dict().keys()
+    prefix = f"{inner}."
+    within = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    kept = {k: v for k, v in (within or state).items() if k in own or not HEAD.match(k)}
+    return load_encoder(model, kept, path)
 
 
 def load_encoder(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> LoadReport:

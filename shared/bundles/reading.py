@@ -30,6 +30,8 @@ class Reading:
         restore: Segmentation: transforms of `pred` back to the size of the file.
         restores_logits: Whether `restore` takes logits rather than probabilities.
         before_saving: Segmentation: transforms of the classes before they are written.
+        inferer: What runs the network on what `image` gives; training always takes it whole.
+        output_ext: Segmentation: of the files that are written.
         settings: Ids that the transforms refer to.
         grey: Whether the channels are copies of one grey value.
     """
@@ -41,6 +43,8 @@ class Reading:
     restore: list[Node] = field(default_factory=list)
     restores_logits: bool = False
     before_saving: list[Node] = field(default_factory=list)
+    inferer: Node = field(default_factory=lambda: {"_target_": "SimpleInferer"})
+    output_ext: str = ".png"
     settings: dict[str, Any] = field(default_factory=dict)
     grey: bool = False
 

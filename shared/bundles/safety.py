@@ -46,7 +46,7 @@ _DENIED_CLASSES = {
     *("CuCIM", "CuCIMd", "RandCuCIM", "RandCuCIMd"),
 }
 # Modules of crossband that are written to be built from, with any arguments, by a stranger's file.
-_OURS = re.compile(r"crossband\.(\w+\.)+bundles\.transforms")
+_OURS = re.compile(r"crossband\.(\w+\.)+bundles\.(\w+_)?transforms")
 _FUNCTIONS = {
     "crossband.shared.registry.create_model",
     "monai.data.decathlon_datalist.load_decathlon_datalist",

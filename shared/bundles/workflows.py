@@ -62,7 +62,9 @@ def inference_config(facts: Facts) -> dict[str, Any]:
         "output_dir": "$@bundle_root + '/out'",
         "datalist": reading.listing,
     }
-    config |= {"output_ext": ".png"} if segments else {"temperature": facts["temperature"]}
+    config |= (
+        {"output_ext": reading.output_ext} if segments else {"temperature": facts["temperature"]}
+    )
     return config | {
         "preprocessing": {"_target_": "Compose", "transforms": reading.image},
         "dataset": {
@@ -71,7 +73,7 @@ def inference_config(facts: Facts) -> dict[str, Any]:
             "transform": "@preprocessing",
         },
         "dataloader": _dataloader("@dataset", 1, shuffle=False),
-        "inferer": {"_target_": "SimpleInferer"},
+        "inferer": reading.inferer,
         "postprocessing": {"_target_": "Compose", "transforms": steps},
         "handlers": handlers,
         "evaluator": {
@@ -157,7 +159,7 @@ def train_config(facts: Facts) -> dict[str, Any]:
             },
             "dataset": _listed("validation", "@validate::preprocessing", segments),
             "dataloader": _dataloader("@validate::dataset", 1, shuffle=False),
-            "inferer": {"_target_": "SimpleInferer"},
+            "inferer": reading.inferer,
             "postprocessing": {"_target_": "Compose", "transforms": _scored(facts)},
             "key_metric": {metric: _metric(facts)},
             "handlers": [

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crossband.shared.errors import MissingExtraError
 from crossband.shared.layers.resize import resize
 from crossband.shared.metrics import ConfusionMatrix
 from crossband.shared.tasks.base import Task
 
-LossName = Literal["ce", "ce_dice", "soft_iou", "ce_soft_iou"]
+LossName = Literal["ce", "ce_dice", "ce_dice_all", "dice_ce", "soft_iou", "ce_soft_iou"]
 Monitor = Literal["miou", "iou", "loss"]
 _MONITORS: dict[str, tuple[str, int]] = {
     "miou": ("val_miou", -1),
@@ -32,7 +33,9 @@ class SegmentationTask(Task):
     Args:
         settings: Of `Task`; networks with `training_logits(image) -> (logits, auxiliary)` are
             trained by both heads.
-        loss: What is minimised; the auxiliary head is trained by cross-entropy alone.
+        loss: What is minimised. `ce_dice` leaves the background out of the overlap, `ce_dice_all`
+            counts it (LVM-Med, section 5), `dice_ce` is MONAI's `DiceCELoss` (means over images).
+            The auxiliary head is trained by cross-entropy alone.
         class_weights: Of cross-entropy, one per class.
         avg_non_ignore: Average over labelled pixels, not over all (mmseg's default).
         auxiliary_weight: Of the auxiliary loss.
@@ -76,10 +79,15 @@ class SegmentationTask(Task):
         """Return the main loss of logits (B, K, h, w), resized to the mask (B, H, W)."""
         logits = resize(logits, mask.shape[-2:]).float()
         total = logits.new_zeros(())
+        if self.loss_name == "dice_ce":
+            weight = None if self.class_weights is None else self.class_weights.to(logits)
+            return _monai_dice_ce(logits, mask, weight)
         if self.loss_name.startswith("ce"):
             total = total + self.cross_entropy(logits, mask)
         if self.loss_name == "ce_dice":
             total = total + overlap_loss(logits, mask, "dice")
+        elif self.loss_name == "ce_dice_all":
+            total = total + overlap_loss(logits, mask, "dice", background=True, smooth=1e-6)
         elif self.loss_name.endswith("soft_iou"):
             total = total + overlap_loss(logits, mask, "iou")
         return total
@@ -119,22 +127,46 @@ class SegmentationTask(Task):
         self.matrix = None
 
 
-def overlap_loss(logits: Tensor, mask: Tensor, kind: Literal["dice", "iou"]) -> Tensor:
-    """Return 1 minus the soft overlap of classes 1 to K - 1, over the whole batch.
+def overlap_loss(
+    logits: Tensor,
+    mask: Tensor,
+    kind: Literal["dice", "iou"],
+    *,
+    background: bool = False,
+    smooth: float = 1.0,
+) -> Tensor:
+    """Return 1 minus the mean of the classes' soft overlaps, over the whole batch.
 
-    Soft IoU is `(sum p t + 1) / (sum p + sum t - sum p t + 1)`, Dice
-    `(2 sum p t + 1) / (sum p + sum t + 1)`; the 1 defines images without a class.
+    Soft IoU is `(sum p t + s) / (sum p + sum t - sum p t + s)`, Dice
+    `(2 sum p t + s) / (sum p + sum t + s)`; the s defines images without a class.
 
     Args:
         logits: (B, K, H, W).
         mask: (B, H, W), 255 is ignored.
         kind: Which overlap.
+        background: Count class 0 too.
+        smooth: s.
     """
     valid = (mask != 255)[:, None]
     chance = logits.softmax(1) * valid
     truth = F.one_hot(mask.where(mask != 255, 0), logits.shape[1]).movedim(-1, 1) * valid
-    axes = (0, 2, 3)
-    both = (chance * truth).sum(axes)[1:]
-    sums = (chance.sum(axes) + truth.sum(axes))[1:]
-    overlap = (both + 1) / (sums - both + 1) if kind == "iou" else (2 * both + 1) / (sums + 1)
-    return 1 - overlap.mean()
+    axes, first = (0, 2, 3), 0 if background else 1
+    both = (chance * truth).sum(axes)[first:]
+    sums = (chance.sum(axes) + truth.sum(axes))[first:]
+    if kind == "iou":
+        return 1 - ((both + smooth) / (sums - both + smooth)).mean()
+    return 1 - ((2 * both + smooth) / (sums + smooth)).mean()
+
+
+def _monai_dice_ce(logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+    """Return MONAI's DiceCELoss; what is ignored counts as background.
+
+    Raises:
+        MissingExtraError: MONAI is not installed.
+    """
+    try:
+        from monai.losses import DiceCELoss
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("monai", "medical") from error
+    loss = DiceCELoss(softmax=True, to_onehot_y=True, weight=weight)
+    return loss(logits, mask.where(mask != 255, 0)[:, None])

@@ -51,11 +51,27 @@ def linear_probe(model: nn.Module, head: str = "head") -> list[str]:
     """
     chosen = train_only(model, [f"{head}.*"])
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and not f"{name}.".startswith(f"{head}."):
-            module.eval()
-            if not isinstance(module, _Frozen):
-                module.__class__ = _frozen(type(module))
+        if not f"{name}.".startswith(f"{head}."):
+            _keep_statistics(module)
     return chosen
+
+
+def freeze(module: nn.Module) -> None:
+    """Train nothing of a part of a network; its batch norms keep their statistics in training too.
+
+    Args:
+        module: The part, changed in place.
+    """
+    module.requires_grad_(False)
+    for part in module.modules():
+        _keep_statistics(part)
+
+
+def _keep_statistics(module: nn.Module) -> None:
+    if isinstance(module, _BatchNorm):
+        module.eval()
+        if not isinstance(module, _Frozen):
+            module.__class__ = _frozen(type(module))
 
 
 class _Frozen:

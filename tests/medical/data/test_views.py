@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from crossband.medical.config import AugmentConfig
+from crossband.medical.data.masks import MaskClasses
 from crossband.medical.data.records import Record
 from crossband.medical.data.transforms import (
     IMAGENET,
@@ -27,6 +28,7 @@ from crossband.medical.data.transforms import (
 )
 from crossband.medical.data.views import (
     EvalViews,
+    ImagePairs,
     MaskedViews,
     PretrainCrops,
     TrainViews,
@@ -98,7 +100,8 @@ class TestMaskedViews(DatasetTester):
     length = 6
 
     def make(self, folder: Path) -> Dataset:
-        return MaskedViews(masked(folder), Phantoms(), 32, augment=AugmentConfig(), seed=3)
+        pairs = ImagePairs(masked(folder), Phantoms())
+        return MaskedViews(pairs, 32, augment=AugmentConfig(), seed=3)
 
 
 def masked(folder: Path, value: int = 255) -> list[Record]:
@@ -339,7 +342,7 @@ def test_a_centre_larger_than_the_image_is_refused() -> None:
 
 
 def test_masks_without_augmentation_are_the_stretched_ones(tmp_path: Path) -> None:
-    data = MaskedViews(masked(tmp_path, 200), Phantoms(), 40)
+    data = MaskedViews(ImagePairs(masked(tmp_path, 200), Phantoms()), 40)
     item = data[2]
     image = Image.fromarray(phantom(2)).resize((40, 40), Image.Resampling.BILINEAR)
     assert torch.equal(item["image"], NIH(np.asarray(image)))
@@ -359,7 +362,8 @@ def test_masks_go_where_their_images_go(tmp_path: Path) -> None:
         def read(self, path: Path) -> np.ndarray:
             return disc * 200
 
-    data = MaskedViews([Record(Path("d"), "d", mask=path)], Disc(), 64, augment=AugmentConfig())
+    pairs = ImagePairs([Record(Path("d"), "d", mask=path)], Disc())
+    data = MaskedViews(pairs, 64, augment=AugmentConfig())
     centres = []
     for epoch in range(20):
         item = data[EpochIndex(0, epoch)]
@@ -371,10 +375,12 @@ def test_masks_go_where_their_images_go(tmp_path: Path) -> None:
 
 
 def test_class_ids_are_kept_and_checked(tmp_path: Path) -> None:
-    three = masked(tmp_path, 2)
-    assert MaskedViews(three, Phantoms(), 40, classes=3)[0]["mask"].unique().tolist() == [0, 2]
+    three = MaskClasses(("nothing", "lung", "heart"))
+    pairs = ImagePairs(masked(tmp_path, 2), Phantoms(), three)
+    assert MaskedViews(pairs, 40)[0]["mask"].unique().tolist() == [0, 2]
+    pairs = ImagePairs(masked(tmp_path, 4), Phantoms(), three)
     with pytest.raises(DataError, match="class id 4 and there are 3 classes"):
-        MaskedViews(masked(tmp_path, 4), Phantoms(), 40, classes=3)[0]
+        MaskedViews(pairs, 40)[0]
 
 
 def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -387,12 +393,12 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
         (broken, "cannot be read"),
         (other, "bring the mask to the size of the image"),
     ):
-        data = MaskedViews([Record(Path("0.png"), "0", mask=mask)], Phantoms(), 40)
+        data = MaskedViews(ImagePairs([Record(Path("0.png"), "0", mask=mask)], Phantoms()), 40)
         with pytest.raises(DataError, match=message):
             data[0]
     half = tmp_path / "half.png"  # images may be held in memory at a smaller size
     Image.fromarray(np.ones((30, 40), np.uint8)).save(half)
-    data = MaskedViews([Record(Path("0.png"), "0", mask=half)], Phantoms(), 40)
+    data = MaskedViews(ImagePairs([Record(Path("0.png"), "0", mask=half)], Phantoms()), 40)
     assert (data[0]["mask"] == 1).all()
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from crossband.medical.pretraining.config import MultiCropConfig
 from crossband.medical.data.pool import BalancedPool, PictureStore, find_pool
 from crossband.medical.data.transforms import IMAGENET, Normalisation
 from crossband.medical.lvm_med.views import PairedViews, augment, cut
+from crossband.medical.pretraining.config import MultiCropConfig
 from crossband.medical.privacy import Names
 from crossband.shared.errors import ConfigError
 from crossband.shared.training.sampler import EpochBatchSampler, EpochIndex

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from crossband.medical.cli import DOMAIN
 from crossband.medical.config import TrainConfig
-from crossband.medical.pretraining.config import Method, PretrainConfig
 from crossband.medical.lvm_med.encoder import ResNet50
 from crossband.medical.networks import build, describe, load_pretrained
+from crossband.medical.pretraining.config import Method, PretrainConfig
 from crossband.medical.pretraining.encoders import load_encoder, plain_keys, read_ours
 from crossband.shared.checkpoints import read_config, save_checkpoint
 from crossband.shared.cli.parser import parse, recipes_of

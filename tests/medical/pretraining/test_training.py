@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from crossband.medical.cli import DOMAIN
 from crossband.medical.config import SourceConfig, TrainConfig
-from crossband.medical.pretraining.config import PretrainConfig
 from crossband.medical.data.csv_set import read
 from crossband.medical.networks import build, describe, load_pretrained
+from crossband.medical.pretraining.config import PretrainConfig
 from crossband.medical.pretraining.masked import gather_material
 from crossband.shared.checkpoints import read_config
 from crossband.shared.cli.parser import parse, recipes_of

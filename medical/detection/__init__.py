@@ -1,0 +1,1 @@
+"""Boxes of findings by Faster R-CNN of mmdet: `crossband medical train --task detection`."""

@@ -1,0 +1,1 @@
+"""Segmentation by boxes: SAM with its encoders frozen and the mask decoder trained (LVM-Med)."""
