@@ -235,6 +235,7 @@ LOADERS = {
     "medical classification": f"{_HERE}.reader:Reader",
     "medical segmentation": f"{_HERE}.segmenter:Segmenter",
     "medical prompted segmentation": f"{_HERE}.prompted.segmenter:PromptedSegmenter",
+    "medical detection": f"{_HERE}.detection.detector:Detector",
 }
 BUNDLES = {
     "medical classification": f"{_HERE}.bundles.writing:write",

@@ -77,6 +77,7 @@ class SourceConfig(ReadingConfig):
     classes: list[str] = option(
         factory=list,
         help="masks: names of the classes, the background first; default: the set's own, or two",
+        advanced=True,
     )
     mask_values: list[int] = option(
         factory=list,
@@ -222,13 +223,10 @@ class AugmentConfig:
 class TrainConfig(RunOptions):
     """Options of `train`."""
 
-    task: TaskName = option(
-        "classification", "findings or classes of an image, classes of its pixels, or boxes"
-    )
+    task: TaskName = option("classification", "findings, masks or boxes")
     model: str = option(
         "chest_mae_vit_small",
-        "chest_mae_vit_*, resnet50, sam_vit_b, sam_vit_b_prompted, densenet121, unet, statistics, "
-        "timm:NAME, monai:NAME",
+        "chest_mae_vit_*, resnet50, sam_vit_b[_prompted], unet, statistics, timm:..., monai:...",
     )
     weights: str | None = option(None, "pre-trained weights: of `pretrain`, the authors', or ours")
     tuning: Literal["full", "linear", "lora", "dvpt"] = option(
@@ -240,6 +238,7 @@ class TrainConfig(RunOptions):
     sliding: bool = option(
         False,
         "segmentation: learn crops at the images' own resolution, predict by sliding windows",
+        advanced=True,
     )
     statistics: list[float] = option(
         factory=list,

@@ -114,7 +114,7 @@ def _segmenting(config: TrainConfig, classes: int) -> tuple[str, dict[str, Any]]
             f"--network.decoder {config.network.decoder} is for chest_mae_vit_*: leave it out with "
             f"--model {config.model}."
         )
-    if name.startswith("monai:"):
+    if name == "monai:UNet" or config.model.startswith("monai:"):
         flat = {"spatial_dims": 2, "in_channels": 3}
         return name, (_UNET if name == "monai:UNet" else flat) | {"out_channels": classes}
     if name.startswith("lvm_med_") and name.endswith("_unet"):

@@ -31,12 +31,7 @@ TUNED = "tuned.safetensors"
 
 def train(config: TrainConfig) -> None:
     """Train a network; leave the best weights and a report."""
-    if config.task == "detection":
-        from crossband.medical.detection import training as detection
-
-        detection.train(config)
-        return
-    if config.data.folds and config.data.fold == EVERY_FOLD:
+    if config.task != "detection" and config.data.folds and config.data.fold == EVERY_FOLD:
         _every_fold(config)
         return
     if config.resume:
@@ -44,7 +39,12 @@ def train(config: TrainConfig) -> None:
 
         folder = RunFolder.existing(config.resume)
         config = stored_options(DOMAIN.verbs["train"], folder, config)
-    else:
+    if config.task == "detection":
+        from crossband.medical.detection import training as detection
+
+        detection.train(config)
+        return
+    if not config.resume:
         folder = RunFolder.create(config.out, config.model)
     if config.task == "classification" and config.model == networks.STATISTICS:
         classification.fit_statistics(config, folder)

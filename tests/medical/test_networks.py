@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import crossband.shared.compat  # noqa: F401 - before smp, which imports torchvision
+
 import pytest
 import torch
 from torch import nn
 
 from crossband.medical import networks
 from crossband.medical.config import NetworkConfig, OptimizerConfig, TrainConfig, TuningConfig
+from crossband.shared import create_model
 from crossband.shared.backbones.vit import ViTClassifier
-from crossband.shared.errors import ConfigError
+from crossband.shared.errors import CheckpointError, ConfigError
 from crossband.shared.heads.vit_segmentor import ViTSegmentor
 from crossband.shared.heads.vit_unet import ViTUNet
 from crossband.shared.training.optimizers import parameter_groups
@@ -70,9 +75,62 @@ def test_networks_of_masks() -> None:
     for network in (model, joined, unet):
         with torch.no_grad():
             assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
-    for name in ("densenet121", "timm:resnet18"):
-        with pytest.raises(ConfigError, match="gives no masks"):
-            networks.describe(config(model=name, task="segmentation"), 2)
+    with pytest.raises(ConfigError, match="gives no masks"):
+        networks.describe(config(model="densenet121", task="segmentation"), 2)
+    with pytest.raises(ConfigError, match="is for chest_mae_vit"):
+        networks.describe(config(model="resnet50", network=small, **segmenting), 2)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "timm:resnet18", "sam_vit_b", "unireplknet_a"])
+def test_u_nets_are_built_on_any_backbone(name: str) -> None:
+    given = networks.describe(config(model=name, task="segmentation"), 3)
+    if name == "sam_vit_b":
+        encoder = {"embed_dim": 16, "depth": 1, "num_heads": 2, "out_chans": 8, "img_size": 64}
+        given["arguments"]["encoder"] = encoder
+    model = networks.build(given).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 70, 64)).shape == (1, 3, 70, 64)
+    networks.tune(model, given | {"tuning": {"kind": "linear"}})
+    inner = f"{model.inner}."
+    for key, parameter in model.named_parameters():
+        assert parameter.requires_grad is not key.startswith(inner)
+
+
+def test_the_u_net_is_that_of_smp() -> None:
+    import segmentation_models_pytorch as smp
+
+    theirs = smp.Unet("resnet50", encoder_weights=None, classes=2).eval()
+    ours = networks.build(networks.describe(config(model="resnet50", task="segmentation"), 2))
+    assert not ours.eval().load_state_dict(theirs.state_dict(), strict=False).unexpected_keys
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(ours(image), theirs(image))
+
+
+def test_weights_of_the_authors_go_into_u_nets_and_classifiers(tmp_path: Path) -> None:
+    encoder = create_model("lvm_med_resnet50")
+    torch.save(encoder.state_dict(), tmp_path / "lvmmed_resnet.torch")
+    for task, inner in (("segmentation", "encoder."), ("classification", "")):
+        head = NetworkConfig(head=[6, 5] if task == "classification" else [])
+        given = networks.describe(config(model="resnet50", task=task, network=head), 2)
+        model = networks.build(given)
+        networks.load_pretrained(model, str(tmp_path / "lvmmed_resnet.torch"))
+        found = model.state_dict()
+        for key, value in encoder.state_dict().items():
+            assert torch.equal(found[inner + key], value)
+    assert [m.out_features for m in model.fc if isinstance(m, torch.nn.Linear)] == [6, 5, 2]
+    networks.tune(model, given | {"tuning": {"kind": "linear"}})
+    assert {k.split(".")[0] for k, p in model.named_parameters() if p.requires_grad} == {"fc"}
+    with pytest.raises(CheckpointError, match="no image encoder of SAM"):
+        small = {"encoder": {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 64}}
+        sam = networks.build(
+            {"name": "lvm_med_vit_base_unet", "arguments": {"num_classes": 2, **small}}
+        )
+        networks.load_pretrained(sam, str(tmp_path / "lvmmed_resnet.torch"))
+
+
+def test_what_networks_of_masks_do_not_take() -> None:
+    segmenting = {"task": "segmentation"}
     with pytest.raises(ConfigError, match="patches of 16 pixels"):
         networks.build(
             networks.describe(

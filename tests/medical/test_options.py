@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import crossband.shared.compat  # noqa: F401 - before timm, which imports torchvision
+
+import nibabel
+import numpy as np
 import pytest
 import torch
 
 from crossband.medical.cli import DOMAIN
+from crossband.medical.config import TrainConfig
 from crossband.medical.data.synthetic import make_synthetic
+from crossband.shared import create_model
 from crossband.shared.cli.parser import parse, recipes_of
 
 from .conftest import words
+
+TRAIN_RECIPES = recipes_of(DOMAIN.verbs["train"])
+
+
+def _here(config: TrainConfig) -> bool:
+    return config.task != "detection" and not config.model.endswith("_prompted")
 
 
 @pytest.mark.parametrize(
@@ -63,20 +75,74 @@ def test_weights_of_another_network_are_refused(
     assert str(run / "best.safetensors") in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", sorted(recipes_of(DOMAIN.verbs["train"])))
+RECIPES = {n: parse(DOMAIN.verbs["train"], ["--recipe", n]) for n in TRAIN_RECIPES}
+
+
+def volumes_for(config: TrainConfig, root: Path) -> Path:
+    """Write three small studies as a recipe wants them."""
+    random = np.random.default_rng(0)
+    values = config.data.mask_values or range(len(config.data.classes))
+    for number in range(4):
+        folder = root / f"study_{number}"
+        folder.mkdir(parents=True)
+        mask = random.choice(list(values), (16, 16, 4)).astype(np.int16)
+        for name in config.data.sequences or [""]:
+            image = nibabel.Nifti1Image((random.random((16, 16, 4)) * 900).astype(np.int16), None)
+            nibabel.save(image, folder / f"study_{number}{'_' if name else ''}{name}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(mask, None), folder / f"study_{number}_seg.nii.gz")
+    return root
+
+
+@pytest.mark.parametrize("name", sorted(n for n, c in RECIPES.items() if _here(c)))
 def test_recipes_read_their_first_batch(name: str, nih: Path, medical, tmp_path: Path) -> None:
-    config = parse(DOMAIN.verbs["train"], ["--recipe", name])
-    root = nih
-    if config.task == "segmentation":
+    """Those of boxes and of prompts are tried with their own data, in their own tests."""
+    config, root = RECIPES[name], nih
+    if config.data.layout == "volumes":
+        root = volumes_for(config, tmp_path / "x")
+    elif config.task == "segmentation":
         root = make_synthetic(tmp_path / "x", 12, size=64, layout="csv")
     more = ["--loader.num_workers", 0, "--loader.batch_size", 2, "--data.val_fraction", 0.3]
-    more += ["--dry-run", "--quiet"]
+    more += ["--dry-run", "--quiet", "--size", min(config.size, 224)]
     if config.data.labels:  # CheXpert's names
         more += ["--data.labels", "Effusion", "Cardiomegaly"]
     if config.monitor == "accuracy":
         more += ["--data.target", "view"]
+    if config.tuning == "linear":
+        torch.save(create_model("lvm_med_resnet50").state_dict(), tmp_path / "lvmmed_resnet.torch")
+        more += ["--weights", tmp_path / "lvmmed_resnet.torch"]
     line = ["--recipe", name, "--data.root", root, *more, "--out", tmp_path / "r"]
     assert medical("train", *line) == 0 and not (tmp_path / "r").exists()
+
+
+def test_recipes_of_the_15_tasks_are_there() -> None:
+    """Dossier, section 5: rates, epochs, sizes and batches of the ResNet-50."""
+    told = {
+        "isic2018": (1e-4, 35, 512, 16),
+        "jsrt": (1e-3, 50, 224, 32),
+        "kvasir": (1e-3, 35, 224, 64),
+        "drive": (1e-3, 50, 224, 16),
+        "buid": (1e-4, 50, 256, 8),
+        "brats": (1.5e-3, 20, 224, 128),
+        "mmwhs_ct": (1e-3, 20, 224, 64),
+        "mmwhs_mr": (1.5e-3, 30, 224, 64),
+        "prostate": (1e-3, 30, 224, 64),
+    }
+    for name, numbers in told.items():
+        c = RECIPES[name]
+        found = (c.optimizer.lr, c.trainer.max_epochs, c.size, c.loader.batch_size)
+        assert found == numbers and c.optimizer.name == "adam" and c.loss.name == "ce_dice_all"
+        assert c.trainer.gradient_clip_val == 1.0 and c.model == "resnet50"
+    for name, rate, head, size in (
+        ("brain", 5e-4, [512, 256], 224),
+        ("fgadr", 1e-3, [512, 128], 480),
+    ):
+        full, linear = RECIPES[name], RECIPES[f"{name}_linear"]
+        assert full.network.head == head and full.tuning == "full" and full.size == size
+        assert linear.network.head == [] and linear.tuning == "linear"
+        assert full.optimizer.lr == linear.optimizer.lr == rate
+    for name, rate in (("vindr", 1e-4), ("kvasir_detection", 2.5e-4)):
+        c = RECIPES[name]
+        assert (c.task, c.size, c.optimizer.lr) == ("detection", 512, rate)
 
 
 def test_recipes_are_the_published_ones() -> None:

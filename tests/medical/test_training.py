@@ -64,7 +64,7 @@ def test_a_checkpoint_says_what_its_users_need(run: Path, xrays: Path) -> None:
     assert config["task"] == "medical classification" and config["classes"] == FINDINGS
     assert config["multilabel"] is True and config["input_size"] == [32, 32]
     assert config["normalisation"] == {"mean": [0.5056] * 3, "std": [0.252] * 3}
-    assert config["reading"] == {"resize": 36, "window": []}
+    assert config["reading"] == {"resize": 36, "window": [], "colours": False}
     assert "not a medical device" in config["intended_use"]
     protocol = config["protocol"]
     records = read(xrays, SourceConfig(root=[str(xrays)])).records

@@ -63,7 +63,7 @@ def learned(model: nn.Module, steps: int) -> nn.Module:
 @pytest.fixture(scope="module", params=["avg", "token"])
 def vit(request) -> nn.Module:
     torch.manual_seed(0)
-    return learned(ViTClassifier(global_pool=request.param, **TINY), 150)
+    return learned(ViTClassifier(global_pool=request.param, **TINY), 300)
 
 
 @pytest.fixture(scope="module")
