@@ -89,7 +89,7 @@ def train(config: TrainConfig) -> None:
         loaded = told if config.resume else networks.load_pretrained(model, config.weights)
     task = build_task(model, config, material)
     train_set, val_set = data_sets(config, material)
-    if not config.quiet:
+    if is_main_process() and not config.quiet:
         print(_summary(config, folder, material, model, loaded), flush=True)
     if config.dry_run:
         first = train_set[0]

@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> None:
         )
     kind.tune(model, description)
     task = job.task(model)
-    if not config.quiet and not config.json:
+    if is_main_process() and not config.quiet and not config.json:
         print(_summary(config, folder, job, model, loaded), flush=True)
     batch = default_collate([job.train[i] for i in range(min(2, len(job.train)))])  # type: ignore
     with torch.no_grad():

@@ -14,7 +14,7 @@ from crossband.shared.environment import machine
 from crossband.shared.errors import ConfigError
 from crossband.shared.registry import get_entry, read_weights
 from crossband.shared.tasks.forecasting import ForecastingTask
-from crossband.shared.training.loop import Data, fit
+from crossband.shared.training.loop import Data, fit, is_main_process
 from crossband.shared.training.resume import stored_options
 from crossband.shared.training.run_folder import RunFolder
 from crossband.spatiotemporal.augmentation import DailyCycle
@@ -67,7 +67,7 @@ def train(config: TrainConfig) -> None:
         else None,
     )
     _check_first_batch(task, windows["train"])
-    if not config.quiet:
+    if is_main_process() and not config.quiet:
         print(_summary(config, folder, network, windows), flush=True)
     if config.dry_run:
         print("dry run: options, data and one batch are in order; nothing was written.")

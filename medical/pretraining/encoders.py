@@ -8,6 +8,7 @@ torchvision's or SAM's), but that timm joins some names by `_` where it gives fe
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ENCODER_FILE = "encoder.safetensors"
 _INSIDE = "backbone."
 # What a network has after its last map.
 _AFTER = re.compile(r"^(norm|fc_norm)\.")
+_SAM = "patch_embed.proj.weight"
 _RESNET50 = {"conv1.weight", "layer1.0.conv3.weight", "layer4.2.conv3.weight"}
 
 
@@ -59,13 +61,14 @@ def read_authors(model: nn.Module, path: str | Path) -> dict[str, Tensor] | None
     """
     state, header = read_state_dict(path)
     if isinstance(model, SAMEncoder):
-        try:
-            return model.adapt_state(from_official(state))
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{path} holds no image encoder of SAM: give lvmmed_vit.pth, sam_vit_b_01ec64.pth, "
-                "or encoder.safetensors of `pretrain --model sam_vit_b`."
-            ) from error
+        with suppress(CheckpointError):  # of something else than either encoder
+            encoder = from_official(state)
+            if _SAM in encoder:
+                return model.adapt_state(encoder)
+        raise CheckpointError(
+            f"{path} holds no image encoder of SAM: give lvmmed_vit.pth, sam_vit_b_01ec64.pth, "
+            "or encoder.safetensors of `pretrain --model sam_vit_b`."
+        )
     own = model.state_dict().keys()
     if HEADER_KEY in header or not own >= _RESNET50:
         return None

@@ -41,7 +41,7 @@ def pretrain(config: PretrainConfig) -> None:
     else:
         folder = RunFolder.create(config.out, config.method)
     plan = _prepare(config)
-    if not config.quiet and not config.json:
+    if is_main_process() and not config.quiet and not config.json:
         print(_summary(config, folder, plan), flush=True)
     if config.dry_run or not config.trainer.compile:  # compiling for two images takes minutes
         _try_one_batch(plan)

@@ -172,7 +172,7 @@ def fit(
 
 
 def is_main_process() -> bool:
-    """Whether this process writes what a distributed run leaves; after `fit`."""
+    """Whether this process prints, and writes what a distributed run leaves."""
     return rank_zero_only.rank == 0
 
 

@@ -81,7 +81,7 @@ class RunFolderHook(Hook):
         now = time.monotonic()
         self._seconds, self._tick = self._seconds + now - self._tick, now
         row = {
-            "epoch": runner.epoch + 1,
+            "epoch": max(1, runner.epoch),  # counted before validation; loops of steps count none
             "step": runner.iter,
             "minutes": round(self._seconds / 60, 3),
             "lr": float(next(iter(runner.optim_wrapper.get_lr().values()))[0]),

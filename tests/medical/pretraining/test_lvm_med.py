@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -279,3 +283,24 @@ def test_recipes_are_the_published_ones() -> None:
 def test_checkpoints_of_other_tasks_are_no_encoders(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "a.safetensors", {"a": torch.ones(1)}, {"task": "else"})
     assert read_ours(path) is None
+
+
+@pytest.mark.slow
+def test_two_processes_match_half_a_batch_each(roots: list[object], tmp_path: Path) -> None:
+    """Two processes of four images do as many steps as one of eight, and say things once."""
+    words = [*TINY[:-1], *GRAPHS, *roots, "--loader.batch_size", 4, "--data.copies", 1]
+    words += ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--out", tmp_path / "two"]
+    command = [sys.executable, "-m", "crossband.apps.main", "medical", "pretrain", *words]
+    done = subprocess.run(
+        [*map(str, command), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder") == 1
+    with (tmp_path / "two/metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    images = read_config(tmp_path / "two/best.safetensors")["protocol"]["images"]
+    assert int(row["step"]) == -(-images["train"] // 8)
+    assert 0 <= float(row["val_matched"]) <= 1
