@@ -14,7 +14,7 @@ from crossband.medical.data.radiographs import RadiographStore
 from crossband.medical.data.records import Record
 from crossband.medical.data.splits import Gathered, gather
 from crossband.medical.jobs import DRAWN_BY, NOT_A_DEVICE, data_set_name
-from crossband.medical.networks import DETECTION
+from crossband.medical.networks import DETECTION, PROMPTED, SEGMENTATION
 from crossband.medical.privacy import NamedStore, Names
 from crossband.medical.reader import Reader
 from crossband.medical.scoring import EXPLANATION, Readings, read_all, score, subgroups
@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> int | None:
         return detection.evaluate(config)
     model = load(config.weights, device=config.device, precision=config.precision)
     findings = isinstance(model, Reader)
-    if not findings and not hasattr(model, "mask_classes"):
+    if not findings and model.config.get("task") not in (SEGMENTATION, PROMPTED):
         raise ConfigError(
             f"{config.weights} is of another domain: give best.safetensors of "
             "`crossband medical train`."
