@@ -46,6 +46,9 @@ def evaluate(config: EvaluateConfig) -> int | None:
             f"{config.weights} is of another domain: give best.safetensors of "
             "`crossband medical train`."
         )
+    if not findings:  # volumes are shown as they were learnt
+        reading = model.config["reading"]
+        config.data.sequences = config.data.sequences or list(reading.get("sequences") or ())
     if not findings and not config.data.classes:  # a set that tells none means those of the network
         config.data.classes = list(model.classes)
     source = SourceConfig(**{f.name: getattr(config.data, f.name) for f in fields(SourceConfig)})

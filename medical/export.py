@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 
 from crossband.medical.config import ExportConfig
-from crossband.medical.networks import CLASSIFICATION, SEGMENTATION, STATISTICS, load_trained
+from crossband.medical.networks import (
+    CLASSIFICATION,
+    DETECTION,
+    PROMPTED,
+    SEGMENTATION,
+    STATISTICS,
+    load_trained,
+)
 from crossband.shared.checkpoints import read_config
 from crossband.shared.cli.output import print_json
 from crossband.shared.errors import ConfigError
@@ -20,6 +27,12 @@ def export(config: ExportConfig) -> None:
         raise ConfigError(
             f"{config.weights} is the linear model on statistics, which has no network to export: "
             "evaluate and predict take it as it is."
+        )
+    task = read_config(config.weights).get("task")
+    if task in (PROMPTED, DETECTION):
+        raise ConfigError(
+            f"{config.weights} is of the task '{task}', which has no export: findings, classes and "
+            "masks have one; evaluate and predict take it as it is."
         )
     if config.format == "monai-bundle":
         _bundle(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,11 +95,20 @@ def _distances(
         return np.nan, np.nan
     if not one.any() or not two.any():
         return np.nan, 0.0
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
-
     window = _window(one | two)
     pair = [torch.from_numpy(mask[window])[None, None] for mask in (one, two)]
     steps = list(spacing) if spacing else [1.0] * one.ndim
+    with warnings.catch_warnings():  # MONAI warns of what it does itself
+        warnings.simplefilter("ignore", FutureWarning)
+        far, near = _by_monai(pair, tolerance, steps)
+    return far, near
+
+
+def _by_monai(
+    pair: list[torch.Tensor], tolerance: float, steps: list[float]
+) -> tuple[float, float]:
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
     far = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=steps)
     near = compute_surface_dice(*pair, [tolerance], include_background=True, spacing=steps)
     return float(far), float(near)

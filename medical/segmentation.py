@@ -104,7 +104,8 @@ def prepare(config: TrainConfig) -> Job:
         "reading": {
             "resize": 0,
             "window": list(config.data.window),
-            "colours": config.data.colours,
+            # Several sequences of a volume are shown as colours.
+            "colours": config.data.colours or (volumes and train_pairs.read(0)[0].ndim == 3),
             "sliding": config.sliding,
             "volumes": volumes,
             "axis": config.data.axis,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from crossband.medical.config import PredictConfig
-from crossband.medical.data.pool import is_mask
 from crossband.medical.data.radiographs import is_radiograph_file
 from crossband.medical.data.scans import Scan, open_scan
+from crossband.medical.data.volume_sets import is_mask_volume
 from crossband.medical.data.volumes import is_volume
 from crossband.medical.pictures import save_picture, stem_of
 from crossband.medical.privacy import Names
@@ -92,7 +92,7 @@ def find_volumes(
     for item in map(Path, inputs):
         if item.is_dir():
             for path in sorted(p for p in item.rglob("*") if p.is_file() and p.name[0] != "."):
-                if is_volume(path) and not is_mask(path.relative_to(item)):
+                if is_volume(path) and not is_mask_volume(path.relative_to(item)):
                     found[path] = None
                 elif not is_volume(path) and is_radiograph_file(path):
                     found[path.parent] = None  # of a DICOM series; others are told when read

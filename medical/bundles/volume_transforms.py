@@ -19,6 +19,7 @@ from PIL import Image
 from crossband.medical.data.masks import MaskClasses
 from crossband.medical.data.scans import Scan, open_scan, to_plane
 from crossband.medical.data.transforms import Normalisation, stretched_view
+from crossband.medical.data.volume_sets import is_mask_volume
 from crossband.medical.data.volumes import is_volume
 from crossband.medical.privacy import Names
 from crossband.medical.volume_prediction import beside, find_volumes
@@ -80,9 +81,9 @@ class LoadVolumed(MapTransform):
 
     def reads(self, path: Path) -> bool:
         """Whether a file is of a kind that is read here; of several sequences the first."""
-        return is_volume(path) and (
-            not self.sequences or self.sequences[0].lower() in path.name.lower()
-        )
+        if not is_volume(path) or is_mask_volume(Path(path.parent.name, path.name)):
+            return False
+        return not self.sequences or self.sequences[0].lower() in path.name.lower()
 
     def name(self, path: str | Path) -> str:
         """Return what a volume is called."""

@@ -154,7 +154,7 @@ def _studies(
     """
     stems = {path: _SUFFIX.sub("", path.name) for path in paths}
     folders = {path: path.relative_to(root).parts[:-1] for path in paths}
-    masks = {path for path in paths if _is_mask(stems[path], folders[path])}
+    masks = {path for path in paths if is_mask_volume(path.relative_to(root))}
     labelled = {stems[path] for path in masks}
     numbered = numbered and not any(stems[path] in labelled for path in paths if path not in masks)
     names = sorted({*_SEQUENCES, *sequences}, key=len, reverse=True)
@@ -179,7 +179,9 @@ def _studies(
     return studies
 
 
-def _is_mask(stem: str, folders: Sequence[str]) -> bool:
+def is_mask_volume(relative: Path) -> bool:
+    """Whether the names of a volume and of its folders say that it is the mask of another one."""
+    stem, folders = _SUFFIX.sub("", relative.name), relative.parts[:-1]
     return (
         any(_role(folder)[1] == "mask" for folder in folders)
         or bool(_MASK_END.search(stem))

@@ -140,3 +140,50 @@ def test_images_and_volumes_are_not_mixed(
     line = ["--task", "segmentation", *NETWORK, "--data.root", balls, "--data.root", xrays]
     assert medical("train", *line, "--out", tmp_path / "r") == 2
     assert "both images and volumes" in capsys.readouterr().err
+
+
+def test_sequences_are_channels_from_training_to_bundles(medical, tmp_path: Path) -> None:
+    """As BraTS: three sequences of a study; evaluate and predict take those of the training."""
+    from crossband.apps.main import main
+
+    root, random = tmp_path / "studies", np.random.default_rng(0)
+    for number in range(8):
+        put_volume(tmp_path / "one", f"s{number}", number)
+        folder = root / f"s{number}"
+        folder.mkdir(parents=True)
+        image = nibabel.load(tmp_path / f"one/images/s{number}.nii.gz")
+        (tmp_path / f"one/labels/s{number}.nii.gz").rename(folder / f"s{number}_seg.nii.gz")
+        for name in ("flair", "t1ce", "t2"):
+            noise = random.integers(0, 50, image.shape).astype(np.int16)
+            values = noise if name == "flair" else np.asarray(image.dataobj) + noise
+            one = nibabel.Nifti1Image(values, image.affine)
+            nibabel.save(one, folder / f"s{number}_{name}.nii.gz")
+    line = ["--task", "segmentation", *NETWORK, "--data.root", root, "--quiet"]
+    line += ["--data.sequences", "flair", "t1ce", "t2", "--out", tmp_path / "r"]
+    line += ["--optimizer.lr", "1e-2", "--loader.batch_size", 8, "--trainer.max_epochs", 4]
+    assert medical("train", *line) == 0
+    best = ["--weights", tmp_path / "r/best.safetensors"]
+    assert read_config(best[1])["reading"]["colours"] is True
+    assert medical("evaluate", *best, "--data.root", root, "--keep-ids") == 0
+    results = json.loads((tmp_path / "r/evaluation/metrics.json").read_text())
+    assert medical("predict", root, *best, "--out", tmp_path / "m", "--keep-ids") == 0
+    for row in results["rows"]:
+        stem = Path(row["image"]).name.removesuffix(".nii.gz")
+        (found,) = (tmp_path / "m").glob(f"*{stem}.nii.gz")
+        mask = np.asarray(nibabel.load(found).dataobj)
+        path = root / row["image"]
+        truth = nibabel.load(path.with_name(path.name.replace("flair", "seg")))
+        truth = np.asarray(truth.dataobj)
+        dice = 2 * (mask * truth).sum() / (mask.sum() + truth.sum())
+        assert row["dice"]["foreground"] == pytest.approx(dice)
+    assert len(list((tmp_path / "m").glob("*.nii.gz"))) == 8
+    bundle = tmp_path / "bundle"
+    assert medical("export", *best, "--format", "monai-bundle", "--out", bundle) == 0
+    run = ["bundle", "run", str(bundle), str(root), "--out", str(tmp_path / "b")]
+    assert main([*run, "--device", "cpu", "--set", "keep_ids=true"]) == 0
+    ours = sorted((tmp_path / "m").glob("*.nii.gz"))
+    theirs = sorted((tmp_path / "b").glob("*.nii.gz"))
+    assert len(ours) == len(theirs) == 8
+    for one, two in zip(ours, theirs, strict=True):
+        a, b = (np.asarray(nibabel.load(path).dataobj).squeeze() for path in (one, two))
+        assert (a != b).mean() < 2e-3  # logits that are all but equal, rounded in another layout
