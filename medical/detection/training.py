@@ -239,6 +239,19 @@ def _try_batch(config: TrainConfig, engine: Mapping[str, Any]) -> None:
                 model.train(part == "train")(**data, mode="loss" if part == "train" else "predict")
 
 
+@contextmanager
+def _scope_given_back() -> Iterator[None]:
+    """Undo that a runner makes its scope that of the whole process, of mmseg's models too."""
+    from mmengine.registry import DefaultScope
+
+    kept = dict(DefaultScope._instance_dict)
+    try:
+        yield
+    finally:
+        DefaultScope._instance_dict.clear()
+        DefaultScope._instance_dict.update(kept)
+
+
 def _run(config: TrainConfig, folder: RunFolder, engine: dict[str, Any]) -> None:
     """Save the config, and train."""
     from mmengine.config import Config
@@ -253,7 +266,7 @@ def _run(config: TrainConfig, folder: RunFolder, engine: dict[str, Any]) -> None
     if config.resume:
         settings.load_from, settings.resume = str(folder.last), True
         settings.model.backbone.pop("init_cfg", None)  # the state holds what it had
-    with _device(config.device):
+    with _device(config.device), _scope_given_back():
         runner = Runner.from_cfg(settings)
         # It is a second copy of the config, less readable than ours.
         (folder.path / f"{runner.timestamp}.py").unlink(missing_ok=True)

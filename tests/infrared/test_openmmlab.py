@@ -113,14 +113,20 @@ class TestTraining:
         assert ours.keys() == theirs.keys()
         far, moved = {}, []
         for key, value in ours.items():
-            step = (value - start[key]).float().norm()
-            apart = (value - theirs[key]).float().norm() / step.clamp(min=1e-6)
+            difference, change = value - theirs[key], value - start[key]
+            if key.endswith("qkv.bias"):  # the softmax takes the keys' bias out again
+                query, _, value_part = range(3)
+                thirds = [part.chunk(3) for part in (difference, change)]
+                difference, change = (torch.cat([t[query], t[value_part]]) for t in thirds)
+            step = change.float().norm()
+            apart = difference.float().norm() / step.clamp(min=1e-6)
             moved += [key] if step else []
             if apart > 1e-3:
                 far[key] = float(apart)
         # Adam divides by the gradient's size, so where that is rounding the steps are noise: biases
-        # that a batch norm takes out again.
-        assert far.keys() <= {"neck.fpn1.0.bias", "neck.fpn1.3.bias", "neck.fpn2.0.bias"}, far
+        # that a batch norm takes out again, and the mean that it takes them out by.
+        noise = {"neck.fpn1.0.bias", "neck.fpn1.3.bias", "neck.fpn2.0.bias"}
+        assert far.keys() <= noise | {"decode_head.lateral_convs.0.bn.running_mean"}, far
         assert len(moved) > 0.9 * len(ours)
 
     def test_chance_is_at_work_and_the_same(

@@ -116,7 +116,7 @@ def test_logits_are_brought_to_the_voxels(tmp_path, codes) -> None:
     height, width = scan.picture_shape
     ramp = torch.linspace(0, 1, width // 2).expand(1, height // 2, -1)
     plane = scan.to_plane(ramp)[0].numpy()
-    turned = scan._look.turned(plane)
+    turned = scan.look.turned(plane)
     assert (np.diff(turned, axis=1) >= 0).all() and turned[0, -1] - turned[0, 0] > 0.9
 
 
