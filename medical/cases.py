@@ -99,9 +99,7 @@ class ScanCase:
         self, found: np.ndarray, truth: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the slice with most labels: as it is looked at, its labels, what was found."""
-        others = tuple(axis for axis in range(3) if axis != self.scan.across)
-        labelled = (truth > 0).sum(others)
-        index = int(labelled.argmax()) if labelled.any() else len(self.scan) // 2
+        index = self.scan.fullest(truth)
         ids = [self.scan.mask_picture(volume, index) for volume in (truth, found)]
         return (self.scan.picture(index), *ids)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from crossband.medical.config import ExportConfig
 from crossband.medical.networks import (
@@ -44,7 +45,7 @@ def export(config: ExportConfig) -> None:
         raise ConfigError(f"--out {path}: name a file that ends in {suffix}, or leave it out.")
     size = checkpoint.config["input_size"]
     image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    difference = export_model(model, {"image": image}, path, checkpoint.config)
+    difference = export_model(_OfImages(model), {"image": image}, path, checkpoint.config)
     if config.json:
         print_json({"path": str(path), "largest_difference": difference, "size": size})
     else:
@@ -52,6 +53,19 @@ def export(config: ExportConfig) -> None:
             f"{path}: images of {size[0]} x {size[1]}, equal to PyTorch within {difference:.1e}, "
             "batch size free"
         )
+
+
+class _OfImages(nn.Module):
+    """A network whose input is called `image`: timm and MONAI call theirs `x`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Keep the network."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to logits."""
+        return self.network(image)
 
 
 def _bundle(config: ExportConfig) -> None:

@@ -13,6 +13,7 @@ import torch
 from crossband.medical.cases import ImageCase, ScanCase, fitted
 from crossband.medical.data.masks import MaskClasses
 from crossband.medical.data.splits import patient_key
+from crossband.medical.data.views import check_aspect
 from crossband.medical.privacy import Names
 from crossband.medical.scoring import text
 from crossband.medical.segmenter import Segmenter
@@ -157,11 +158,13 @@ def score_masks(
         record = case.record
         try:
             found, truth = case.found(segmenter, batch_size), case.truth(classes)
+            if found.shape != truth.shape:
+                check_aspect(record, found.shape, truth.shape)
+                found = fitted(found, truth.shape)
         except DataError as error:
             paths = (record.path, record.mask, *record.more_masks, *record.sequences)
             problems.append(names.error(error, *paths))
             continue
-        found = found if found.shape == truth.shape else fitted(found, truth.shape)
         scores = compare(found, truth, len(classes), distances, case.spacing)
         keyed = {
             name: dict(zip(classes.names[1:], values, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,16 +248,16 @@ def with_masks(records: Sequence[Record], split: str) -> list[Record]:
 
 def cases_of(
     records: Sequence[Record], store: NamedStore, segmenter: Segmenter, window: Sequence[float]
-) -> list[ImageCase | ScanCase]:
-    """Return what masks are scored on.
+) -> Iterator[ImageCase | ScanCase]:
+    """Yield what masks are scored on; a volume is in memory until the next one.
 
     Raises:
         ConfigError: images and volumes together.
     """
     if not of_volumes(records):
-        return [ImageCase(record, store) for record in records]
+        return (ImageCase(record, store) for record in records)
     axis = segmenter.config["reading"].get("axis", "auto")
-    return [ScanCase(record, axis, window) for record in records]
+    return (ScanCase(record, axis, window) for record in records)
 
 
 def evaluate(
@@ -274,6 +274,11 @@ def evaluate(
     store = NamedStore(raw, names)
     records = with_masks(records, config.data.split)
     classes = segmenter.mask_classes
+    if tuple(config.data.classes) != segmenter.classes:
+        raise ConfigError(
+            f"{config.weights} gives the classes {', '.join(segmenter.classes)}: leave out "
+            "--data.classes, and say by --data.mask_values which values they have here."
+        )
     if config.data.mask_values:
         classes = MaskClasses.given(segmenter.classes, config.data.mask_values)
     distances = Distances(config.distances, config.tolerance)
@@ -356,7 +361,7 @@ def _add(
     segmenter: Segmenter,
     scores: dict[str, Any],
     said: str,
-    worst: Sequence[ImageCase | ScanCase],
+    worst: Iterable[ImageCase | ScanCase],
     names: Names,
     classes: MaskClasses,
 ) -> None:
@@ -375,7 +380,10 @@ def _add(
         record = case.record
         found, truth = case.found(segmenter), case.truth(classes)
         picture = panel(*case.shown(found, truth), segmenter.palette)
-        values = ", ".join(f"{name} {value:.3f}" for name, value in dice[id(record)].items())
+        values = ", ".join(
+            f"{name} {'-' if np.isnan(value) else format(value, '.3f')}"
+            for name, value in dice[id(record)].items()
+        )
         shown = _image(picture)
         shown.thumbnail((960, 320))
         caption = f"{names.image(record.path, record.name)}: Dice {values}"

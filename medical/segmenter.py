@@ -87,15 +87,9 @@ class Segmenter:
 
     def batch_logits(self, pictures: Sequence[np.ndarray]) -> list[Tensor]:
         """Return logits of several images, each at its own size."""
-        for pixels in pictures:
-            require_picture(pixels, self.colours)
-        if self.sliding:
-            return [self._by_windows(pixels) for pixels in pictures]
-        views = [self.normalisation(stretched_view(pixels, self.size)) for pixels in pictures]
-        found = self.opened(torch.stack(views))
         return [
             resize(one[None], pixels.shape[:2])[0]
-            for one, pixels in zip(found, pictures, strict=True)
+            for one, pixels in zip(self._network_logits(pictures), pictures, strict=True)
         ]
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
@@ -116,9 +110,18 @@ class Segmenter:
         planes: list[np.ndarray] = []
         for start in range(0, len(scan), batch_size):
             places = range(start, min(start + batch_size, len(scan)))
-            for logits in self.batch_logits([scan.picture(index) for index in places]):
+            for logits in self._network_logits([scan.picture(index) for index in places]):
                 planes.append(scan.to_plane(logits).argmax(0).to(torch.uint8).numpy())
         return np.stack(planes, axis=scan.across)
+
+    def _network_logits(self, pictures: Sequence[np.ndarray]) -> Sequence[Tensor]:
+        """Return logits of whole images, of the network's size, or by windows of the images'."""
+        for pixels in pictures:
+            require_picture(pixels, self.colours)
+        if self.sliding:
+            return [self._by_windows(pixels) for pixels in pictures]
+        views = [self.normalisation(stretched_view(pixels, self.size)) for pixels in pictures]
+        return list(self.opened(torch.stack(views)))
 
     def _by_windows(self, pixels: np.ndarray) -> Tensor:
         """Return logits by MONAI's sliding windows, those in their middle counting most."""

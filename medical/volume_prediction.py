@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from crossband.medical.config import PredictConfig
-from crossband.medical.data.radiographs import is_radiograph_file
-from crossband.medical.data.scans import Scan, open_scan
+from crossband.medical.data.radiographs import is_dicom_file
+from crossband.medical.data.scans import open_scan
 from crossband.medical.data.volume_sets import is_mask_volume
 from crossband.medical.data.volumes import is_volume
 from crossband.medical.pictures import save_picture, stem_of
@@ -49,7 +49,7 @@ def predict_volumes(config: PredictConfig, segmenter: Segmenter, names: Names) -
         stem = stem_of(shown, taken)
         target, covered = out / f"{stem}{scan.suffix}", out / f"{stem}_overlay.jpg"
         scan.save(ids, target)
-        index = fullest(ids, scan)
+        index = scan.fullest(ids)
         picture = overlay(scan.picture(index), scan.mask_picture(ids, index), segmenter.palette)
         save_picture(picture, covered)
         return {
@@ -94,8 +94,8 @@ def find_volumes(
             for path in sorted(p for p in item.rglob("*") if p.is_file() and p.name[0] != "."):
                 if is_volume(path) and not is_mask_volume(path.relative_to(item)):
                     found[path] = None
-                elif not is_volume(path) and is_radiograph_file(path):
-                    found[path.parent] = None  # of a DICOM series; others are told when read
+                elif not is_volume(path) and is_dicom_file(path):
+                    found[path.parent] = None
                 else:
                     others += 1
         elif not item.exists():
@@ -107,7 +107,7 @@ def find_volumes(
                 f"{item} is no volume: give .nii, .nii.gz or .npy, or the folder of a DICOM series."
             )
     if sequences:
-        first = [path for path in found if _has(path, sequences[0])]
+        first = [path for path in found if has_sequence(path, sequences[0])]
         others += len(found) - len(first)
         items = [(path, *beside(path, sequences)) for path in first]
     else:
@@ -121,18 +121,13 @@ def find_volumes(
     return items, others
 
 
-def fullest(ids: np.ndarray, scan: Scan) -> int:
-    """Return the slice with most labels; of a volume without any the middle one."""
-    counts = (ids > 0).sum(tuple(axis for axis in range(3) if axis != scan.across))
-    return int(counts.argmax()) if counts.any() else len(scan) // 2
+def has_sequence(path: Path, sequence: str) -> bool:
+    """Whether the name of a file holds a sequence as a word of its own."""
+    return bool(_pattern(sequence).search(path.name))
 
 
 def _pattern(sequence: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![a-z0-9]){re.escape(sequence)}(?![a-z0-9])", re.I)
-
-
-def _has(path: Path, sequence: str) -> bool:
-    return bool(_pattern(sequence).search(path.name))
 
 
 def beside(path: Path, sequences: Sequence[str]) -> list[Path]:

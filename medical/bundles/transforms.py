@@ -40,7 +40,6 @@ from crossband.medical.data.transforms import (
 from crossband.medical.privacy import Names
 from crossband.shared.errors import DataError
 from crossband.shared.layers.resize import resize as resized
-from crossband.shared.registry import create_model
 
 __all__ = [
     "LoadMaskd",
@@ -309,17 +308,20 @@ def list_radiographs(
     return found
 
 
-def create_tuned(name: str, tuning: Mapping[str, Any], **arguments: Any) -> nn.Module:
-    """Build a network of the registry with what a tuning added to it (LoRA, prompts).
+def create_tuned(
+    name: str, tuning: Mapping[str, Any], head: Sequence[int] = (), **arguments: Any
+) -> nn.Module:
+    """Build a network of the registry with an MLP to classify, and what a tuning added to it.
 
     Args:
         name: Of the registry.
-        tuning: As a checkpoint of `crossband medical train` stores it.
+        tuning: As a checkpoint of `crossband medical train` stores it; empty for none.
+        head: Hidden widths of the MLP; empty for none.
         arguments: Of the network.
     """
-    from crossband.medical.networks import tune
+    from crossband.medical.networks import build, tune
 
-    model = create_model(name, **arguments)
+    model = build({"name": name, "arguments": arguments, "head": list(head)})
     tune(model, {"tuning": dict(tuning)})
     return model
 

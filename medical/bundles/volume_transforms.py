@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from PIL import Image
 
+from crossband.medical.cases import fitted
 from crossband.medical.data.masks import MaskClasses
 from crossband.medical.data.scans import Scan, open_scan, to_plane
-from crossband.medical.data.transforms import Normalisation, stretched_view
+from crossband.medical.data.transforms import Normalisation, at_least, stretched_view
 from crossband.medical.data.volume_sets import is_mask_volume
 from crossband.medical.data.volumes import is_volume
 from crossband.medical.privacy import Names
-from crossband.medical.volume_prediction import beside, find_volumes
+from crossband.medical.volume_prediction import beside, find_volumes, has_sequence
 from crossband.shared.errors import DataError
 
 _LOG = logging.getLogger("crossband")
@@ -43,6 +43,7 @@ class LoadVolumed(MapTransform):
         axis: Across which to slice.
         sequences: Parts of file names; the others lie beside the first.
         keep_ids: Call volumes by their paths.
+        whole: Leave slices as they are, but filled up to at least (S, S), for sliding windows.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class LoadVolumed(MapTransform):
         axis: str = "auto",
         sequences: Sequence[str] = (),
         keep_ids: bool = False,
+        whole: bool = False,
     ) -> None:
         """Keep the settings."""
         super().__init__(keys)
+        self.whole = whole
         self.size, self.normalise = size, Normalisation(tuple(mean), tuple(std))
         self.window, self.axis, self.sequences = tuple(window or ()), axis, tuple(sequences)
         self.names = Names(keep_ids)
@@ -72,7 +75,8 @@ class LoadVolumed(MapTransform):
         for key in self.key_iterator(data):
             path = Path(data[key])
             scan = self.scan(path)
-            views = [stretched_view(scan.picture(i), self.size) for i in range(len(scan))]
+            view = at_least if self.whole else stretched_view
+            views = [view(scan.picture(index), self.size) for index in range(len(scan))]
             stack = torch.stack([self.normalise(view) for view in views], -1)
             affine = np.eye(4) if scan.affine is None else scan.affine
             meta = {"filename_or_obj": self.name(path), "affine": torch.tensor(affine)}
@@ -83,7 +87,7 @@ class LoadVolumed(MapTransform):
         """Whether a file is of a kind that is read here; of several sequences the first."""
         if not is_volume(path) or is_mask_volume(Path(path.parent.name, path.name)):
             return False
-        return not self.sequences or self.sequences[0].lower() in path.name.lower()
+        return not self.sequences or has_sequence(path, self.sequences[0])
 
     def name(self, path: str | Path) -> str:
         """Return what a volume is called."""
@@ -115,6 +119,7 @@ class LoadVolumeMaskd(LoadVolumed):
         window: As `LoadVolumed`.
         axis: As `LoadVolumed`.
         keep_ids: As `LoadVolumed`.
+        whole: As `LoadVolumed`.
     """
 
     def __init__(
@@ -127,9 +132,10 @@ class LoadVolumeMaskd(LoadVolumed):
         window: Sequence[float] = (),
         axis: str = "auto",
         keep_ids: bool = False,
+        whole: bool = False,
     ) -> None:
         """Keep the settings."""
-        super().__init__(keys, size, (0.0,) * 3, (1.0,) * 3, window, axis, (), keep_ids)
+        super().__init__(keys, size, (0.0,) * 3, (1.0,) * 3, window, axis, (), keep_ids, whole)
         self.classes, self.image = MaskClasses(tuple(classes), tuple(values)), image
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,8 +152,9 @@ class LoadVolumeMaskd(LoadVolumed):
             except DataError as error:
                 raise DataError(self.names.error(error, data[key])) from None
             slices = (scan.mask_picture(truth, index) for index in range(len(scan)))
-            nearest = Image.Resampling.NEAREST
-            stack = [np.asarray(Image.fromarray(ids).resize(shape, nearest)) for ids in slices]
+            stack = [
+                at_least(ids, self.size) if self.whole else fitted(ids, shape) for ids in slices
+            ]
             found[key] = torch.from_numpy(np.stack(stack, -1)).long()[None]
         return found
 
@@ -158,12 +165,13 @@ class RestoreVolumed(MapTransform):
     Args:
         keys: Of the logits.
         image: Key of the volume.
+        crop: Cut off what the slices were filled up by, before they are resized.
     """
 
-    def __init__(self, keys: str | Sequence[str], image: str = "image") -> None:
+    def __init__(self, keys: str | Sequence[str], image: str = "image", crop: bool = False) -> None:
         """Keep the settings."""
         super().__init__(keys)
-        self.image = image
+        self.image, self.crop = image, crop
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Resize and turn back every slice."""
@@ -171,10 +179,13 @@ class RestoreVolumed(MapTransform):
         found = dict(data)
         for key in self.key_iterator(data):
             logits = torch.as_tensor(data[key]).float()
+            if self.crop:
+                height, width = (int(side) for side in meta["picture_shape"])
+                logits = logits[:, :height, :width]
             planes = [_to_plane(logits[..., index], meta) for index in range(logits.shape[-1])]
             stack = torch.stack(planes, 1 + int(meta["across"]))
             kept = {name: meta[name] for name in ("filename_or_obj", "affine")}
-            found[key] = MetaTensor(stack, affine=torch.as_tensor(meta["affine"]), meta=kept)
+            found[key] = MetaTensor(stack, meta=kept)
         return found
 
 
@@ -196,9 +207,13 @@ def list_volumes(
     found = []
     for path, *_ in find_volumes([folder], sequences)[0]:
         try:
-            loader.scan(path)
+            scan = loader.scan(path)
         except DataError as error:
             _LOG.warning("left out: %s", error)
+            continue
+        if scan.shape[-1] == 1:  # MONAI's writer would fail on it, and stop all
+            name = loader.name(path)
+            _LOG.warning("left out: %s has one slice: `crossband medical predict` takes it", name)
             continue
         found.append({"image": str(path)})
     if not found:
@@ -210,6 +225,7 @@ def _geometry(scan: Scan) -> dict[str, Any]:
     """Return what brings slices back, as plain numbers that MONAI can collate."""
     return {
         "across": scan.across,
+        "picture_shape": list(scan.picture_shape),
         "turned_shape": list(scan.turned_shape),
         "transposed": scan.look.transposed,
         "flips": [bool(flip) for flip in scan.look.flips],

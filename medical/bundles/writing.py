@@ -67,13 +67,16 @@ def files_of(config: Mapping[str, Any], name: str, **described: str) -> dict[str
 def network_of(config: Mapping[str, Any]) -> Node | None:
     """Return what builds the network, where more than the registry is needed."""
     model = config["model"]
-    tuning = model.get("tuning") or {}
+    tuning, head = model.get("tuning") or {}, model.get("head")
     if tuning.get("kind", "linear") == "linear":  # it only froze parameters
+        tuning = {}
+    if not tuning and not head:
         return None
     return {
         "_target_": f"{_HERE}.create_tuned",
         "name": model["name"],
         "tuning": tuning,
+        **({"head": head} if head else {}),
         **model.get("arguments", {}),
     }
 
@@ -135,8 +138,10 @@ def _of_volumes(config: Mapping[str, Any], read: Mapping[str, Any]) -> Reading:
     common, keys = _common(config), ["image", "label"]
     how: Node = {"window": "@window", "keep_ids": "@keep_ids", "axis": read.get("axis", "auto")}
     sequences: Node = {"sequences": list(read.get("sequences") or [])}
-    load: Node = {"_target_": f"{_HERE}.LoadVolumed", **common, **how, **sequences}
-    masks = [_mask(config, "LoadVolumeMaskd", list(config["classes"]), False) | how, load]
+    sliding = bool(read.get("sliding"))
+    whole: Node = {"whole": True} if sliding else {}
+    load: Node = {"_target_": f"{_HERE}.LoadVolumed", **common, **how, **sequences, **whole}
+    masks = [_mask(config, "LoadVolumeMaskd", list(config["classes"]), sliding) | how, load]
     slices = [
         {
             "_target_": "RandSpatialCropd",
@@ -159,13 +164,15 @@ def _of_volumes(config: Mapping[str, Any], read: Mapping[str, Any]) -> Reading:
         "roi_size": [common["size"]] * 2,
         "spatial_dim": 2,
         "sw_batch_size": 8,
+        **({"overlap": OVERLAP, "mode": "gaussian"} if sliding else {}),
     }
+    restore: Node = {"_target_": f"{_HERE}.RestoreVolumed", "keys": "pred"}
     return Reading(
         image=[load],
         training=[*masks, *slices],
         validation=masks,
         listing=listing,
-        restore=[{"_target_": f"{_HERE}.RestoreVolumed", "keys": "pred"}],
+        restore=[restore | ({"crop": True} if sliding else {})],
         restores_logits=True,
         settings=_settings(read),
         grey=not sequences["sequences"],

@@ -93,8 +93,13 @@ def is_radiograph_file(path: Path) -> bool:
 
     Archives name DICOM files without a suffix, or by numbers and dots.
     """
+    return path.suffix.lower() in SUFFIXES or is_dicom_file(path)
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file is DICOM: by its suffix, or without one by its content."""
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES + DICOM_SUFFIXES:
+    if suffix in DICOM_SUFFIXES:
         return True
     return (not suffix or suffix[1:].isdigit()) and has_dicom_magic(path)
 

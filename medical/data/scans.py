@@ -117,6 +117,15 @@ class Scan:
         plane = np.moveaxis(truth, self.across, 0)[index]  # `take` would copy all of the array
         return _nearest(self.look.turned(plane), self.picture_shape)
 
+    def fullest(self, ids: np.ndarray) -> int:
+        """Return the slice with most labels; of class ids without any the middle one.
+
+        Args:
+            ids: uint8, of `shape`.
+        """
+        counts = (ids > 0).sum(tuple(axis for axis in range(3) if axis != self.across))
+        return int(counts.argmax()) if counts.any() else len(self) // 2
+
     def restore(self, ids: Sequence[np.ndarray]) -> np.ndarray:
         """Return class ids of the voxels, uint8 of `shape`, from those of all pictures.
 

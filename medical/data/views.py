@@ -216,7 +216,7 @@ class ImagePairs:
         record = self.records[index]
         pixels = self.store.read(record.path)
         mask = read_mask(record, self.classes)
-        _check_aspect(record, pixels, mask)
+        check_aspect(record, pixels.shape, mask.shape)
         if mask.shape != pixels.shape[:2]:
             size = (pixels.shape[1], pixels.shape[0])
             mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
@@ -318,9 +318,18 @@ def label_of(record: Record, exclusive: bool) -> Tensor:
     return torch.tensor(record.labels.index(1.0) if 1.0 in record.labels else UNKNOWN)
 
 
-def _check_aspect(record: Record, pixels: np.ndarray, mask: np.ndarray) -> None:
-    """Refuse a mask of another image; images may have been made smaller for the memory."""
-    (height, width), (rows, columns) = pixels.shape[:2], mask.shape
+def check_aspect(record: Record, image: Sequence[int], mask: Sequence[int]) -> None:
+    """Refuse a mask of another image; images may have been made smaller for the memory.
+
+    Args:
+        record: Of both.
+        image: Shape of the image, (H, W[, 3]).
+        mask: Shape of its mask, (H, W).
+
+    Raises:
+        DataError: the aspects differ.
+    """
+    (height, width), (rows, columns) = image[:2], mask
     if abs(math.log(height * columns / (width * rows))) > _SAME_ASPECT:
         raise DataError(
             f"{record.path} is {width} x {height} and its mask {record.mask} {columns} x {rows}: "
