@@ -44,6 +44,7 @@ class LoadVolumed(MapTransform):
         sequences: Parts of file names; the others lie beside the first.
         keep_ids: Call volumes by their paths.
         whole: Leave slices as they are, but filled up to at least (S, S), for sliding windows.
+        several: Refuse volumes whose last axis is one voxel long: MONAI's writer fails on them.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class LoadVolumed(MapTransform):
         sequences: Sequence[str] = (),
         keep_ids: bool = False,
         whole: bool = False,
+        several: bool = False,
     ) -> None:
         """Keep the settings."""
         super().__init__(keys)
-        self.whole = whole
+        self.whole, self.several = whole, several
         self.size, self.normalise = size, Normalisation(tuple(mean), tuple(std))
         self.window, self.axis, self.sequences = tuple(window or ()), axis, tuple(sequences)
         self.names = Names(keep_ids)
@@ -94,10 +96,14 @@ class LoadVolumed(MapTransform):
         return self.names.image(path)
 
     def scan(self, path: Path) -> Scan:
-        """Read a volume."""
+        """Read a volume.
+
+        Raises:
+            DataError: it cannot be read, or is refused; it is called by a name that may be shown.
+        """
         others = beside(path, self.sequences) if self.sequences else []
         try:
-            return open_scan(
+            scan = open_scan(
                 path,
                 axis=self.axis,  # type: ignore[arg-type]
                 window=self.window,
@@ -105,6 +111,12 @@ class LoadVolumed(MapTransform):
             )
         except DataError as error:
             raise DataError(self.names.error(error, path, *others)) from None
+        if self.several and scan.shape[-1] == 1:
+            raise DataError(
+                f"{self.name(path)} is a single slice, which MONAI does not write: "
+                "`crossband medical predict` takes it."
+            )
+        return scan
 
 
 class LoadVolumeMaskd(LoadVolumed):
@@ -203,17 +215,15 @@ def list_volumes(
     Raises:
         DataError: none can be read.
     """
-    loader = LoadVolumed("image", 8, (0.0,) * 3, (1.0,) * 3, window, axis, sequences, keep_ids)
+    loader = LoadVolumed(
+        "image", 8, (0.0,) * 3, (1.0,) * 3, window, axis, sequences, keep_ids, several=True
+    )
     found = []
     for path, *_ in find_volumes([folder], sequences)[0]:
         try:
-            scan = loader.scan(path)
+            loader.scan(path)
         except DataError as error:
             _LOG.warning("left out: %s", error)
-            continue
-        if scan.shape[-1] == 1:  # MONAI's writer would fail on it, and stop all
-            name = loader.name(path)
-            _LOG.warning("left out: %s has one slice: `crossband medical predict` takes it", name)
             continue
         found.append({"image": str(path)})
     if not found:

@@ -168,7 +168,7 @@ def _of_volumes(config: Mapping[str, Any], read: Mapping[str, Any]) -> Reading:
     }
     restore: Node = {"_target_": f"{_HERE}.RestoreVolumed", "keys": "pred"}
     return Reading(
-        image=[load],
+        image=[load | {"several": True}],
         training=[*masks, *slices],
         validation=masks,
         listing=listing,
