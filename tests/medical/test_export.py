@@ -91,3 +91,26 @@ def test_what_cannot_be_exported_is_one_sentence(
     assert medical("predict", xrays / "images", *line) == 2
     error = capsys.readouterr().err
     assert "damaged" in error and error.count("\n") == 1
+
+
+def test_an_mlp_head_on_a_network_of_timm_goes_into_exports_and_bundles(
+    xrays: Path, medical, tmp_path: Path
+) -> None:
+    pytest.importorskip("ignite", reason="extra medical")
+    from crossband.apps.main import main
+
+    line = ["--model", "timm:resnet10t", "--size", 32, "--optimizer.layer_decay", 1, "--quiet"]
+    line += ["--network.arguments", "channels=[8,8,8,8]", "stem_width=8", "--network.head", 8, 4]
+    line += ["--data.root", xrays, "--trainer.max_epochs", 1, "--out", tmp_path / "r"]
+    assert medical("train", *line) == 0
+    best, image = tmp_path / "r/best.safetensors", sorted((xrays / "images").iterdir())[0]
+    pixels = read_radiograph(image).pixels
+    wanted = load(best, device="cpu").predict(pixels)
+    assert medical("export", "--weights", best, "--format", "pt2") == 0
+    assert load(best.with_suffix(".pt2")).predict(pixels) == pytest.approx(wanted, abs=1e-5)
+    assert medical("export", "--weights", best, "--format", "monai-bundle") == 0
+    words = ["bundle", "run", tmp_path / "r/bundle", image, "--out", tmp_path / "b"]
+    assert main([*map(str, words), "--device", "cpu"]) == 0
+    (row,) = csv.DictReader((tmp_path / "b/predictions.csv").open())
+    for name, value in wanted.items():
+        assert float(row[name]) == pytest.approx(value, abs=1e-5)

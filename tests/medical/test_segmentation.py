@@ -12,7 +12,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from crossband.medical.cases import ScanCase
 from crossband.medical.data.radiographs import read_radiograph
+from crossband.medical.data.records import Record
+from crossband.medical.mask_scores import Distances, compare
+from crossband.medical.segmentation import cases_of
 from crossband.shared import load
 from crossband.shared.checkpoints import read_config
 
@@ -165,3 +169,52 @@ def test_images_without_masks_are_refused(nih: Path, medical, tmp_path: Path, ca
     line = [*LUNGS, "--data.root", nih, "--out", tmp_path / "r", "--quiet"]
     assert medical("train", *line, "--dry-run") == 2
     assert "--data.columns mask=NAME" in capsys.readouterr().err
+
+
+def test_a_mask_of_another_image_is_left_out(
+    lungs: Path, xrays: Path, medical, tmp_path: Path, capsys
+) -> None:
+    root = tmp_path / "x"
+    shutil.copytree(xrays, root)
+    half, larger = (root / row["lung_mask"] for row in rows_of(root, "test")[:2])
+    pixels = np.asarray(Image.open(half))
+    Image.fromarray(pixels[:, : pixels.shape[1] // 2]).save(half)
+    Image.fromarray(np.asarray(Image.open(larger)).repeat(2, 0).repeat(2, 1)).save(larger)
+    line = ["--weights", lungs / "best.safetensors", "--data.root", root, "--out", tmp_path / "e"]
+    assert medical("evaluate", *line, "--bootstrap", 0) == 3
+    results = json.loads((tmp_path / "e/metrics.json").read_text())
+    assert len(results["left_out"]) == 1 and "bring the mask" in results["left_out"][0]
+    assert len(results["rows"]) == len(rows_of(root, "test")) - 1
+    assert medical("evaluate", *line, "--data.classes", "a", "b") == 2
+    assert "gives the classes background, lung" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spacing", [None, (3.0, 1.0)])
+def test_distances_of_shifted_squares(spacing: tuple[float, float] | None) -> None:
+    truth, found = np.zeros((2, 40, 40), np.uint8)
+    truth[10:20, 10:20] = 1
+    found[14:24, 10:20] = 1
+    shift = 4 * (3.0 if spacing else 1.0)
+    scores = compare(found, truth, 2, Distances(True, shift), spacing)
+    assert scores["dice"] == pytest.approx([0.6]) and scores["iou"] == pytest.approx([3 / 7])
+    assert scores["hd95"] == pytest.approx([shift]) and scores["surface_dice"] == [1.0]
+    near = compare(found, truth, 2, Distances(True, 0.5), spacing)["surface_dice"]
+    # Of both outlines of 36 pixels, both sides of the six rows that the squares share.
+    assert near == pytest.approx([12 / 36])
+
+
+def test_scores_of_empty_masks() -> None:
+    empty, full = np.zeros((6, 6, 6), np.uint8), np.ones((6, 6, 6), np.uint8)
+    assert all(np.isnan(value).all() for value in compare(empty, empty, 2, Distances()).values())
+    for one, two in ((empty, full), (full, empty)):
+        scores = compare(one, two, 2, Distances())
+        assert scores["dice"] == scores["iou"] == scores["surface_dice"] == [0.0]
+        assert np.isnan(scores["hd95"]).all()
+    assert set(compare(full, full, 2, Distances(False))) == {"dice", "iou"}
+
+
+def test_volumes_are_in_memory_one_by_one(lungs: Path, tmp_path: Path) -> None:
+    records = [Record(tmp_path / f"{n}.nii.gz", f"{n}.nii.gz") for n in range(2)]
+    segmenter = load(lungs / "best.safetensors", device="cpu")
+    cases = cases_of(records, None, segmenter, ())  # type: ignore[arg-type]
+    assert iter(cases) is cases and isinstance(next(cases), ScanCase)

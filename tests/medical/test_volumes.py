@@ -187,3 +187,39 @@ def test_sequences_are_channels_from_training_to_bundles(medical, tmp_path: Path
     for one, two in zip(ours, theirs, strict=True):
         a, b = (np.asarray(nibabel.load(path).dataobj).squeeze() for path in (one, two))
         assert (a != b).mean() < 2e-3  # logits that are all but equal, rounded in another layout
+
+
+def test_a_bundle_takes_windows_of_volumes_and_leaves_single_slices_out(
+    balls: Path, medical, tmp_path: Path, capsys
+) -> None:
+    from crossband.apps.main import main
+
+    line = ["--task", "segmentation", *NETWORK, "--sliding", "--data.root", balls, "--quiet"]
+    assert medical("train", *line, "--trainer.max_epochs", 1, "--out", tmp_path / "r") == 0
+    weights, folder = ["--weights", tmp_path / "r/best.safetensors"], tmp_path / "scans"
+    folder.mkdir()
+    image = nibabel.load(balls / "images/case_01.nii.gz")
+    nibabel.save(image, folder / "whole.nii.gz")
+    nibabel.save(image.slicer[:, :, 3:4], folder / "slice.nii.gz")
+    bundle = tmp_path / "bundle"
+    assert medical("export", *weights, "--format", "monai-bundle", "--out", bundle) == 0
+    run = ["bundle", "run", str(bundle), str(folder), "--out", str(tmp_path / "b")]
+    assert main([*run, "--device", "cpu", "--set", "keep_ids=true"]) == 3
+    assert "is a single slice" in "".join(capsys.readouterr())
+    assert medical("predict", folder, *weights, "--out", tmp_path / "m", "--keep-ids") == 0
+    (ours,) = (tmp_path / "m").glob("*whole.nii.gz")
+    (theirs,) = (tmp_path / "b").glob("*.nii.gz")
+    one, two = (np.asarray(nibabel.load(path).dataobj) for path in (ours, theirs))
+    assert one.shape == two.shape and (one != two).mean() < 1e-3
+
+
+def test_a_folder_of_pictures_is_no_series(
+    trained: Path, balls: Path, medical, tmp_path: Path, capsys
+) -> None:
+    folder = tmp_path / "scans"
+    put_volume(folder, "one", 1)
+    (folder / "shots").mkdir()
+    (folder / "shots/a.png").write_bytes(b"x")
+    line = ["--weights", trained / "best.safetensors", "--out", tmp_path / "m"]
+    assert medical("predict", folder, *line) == 0
+    assert "passed over 2 file(s)" in capsys.readouterr().out
