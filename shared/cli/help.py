@@ -103,7 +103,16 @@ def _table(rows: list[tuple[str, str]]) -> list[str]:
     lines = []
     for name, text in rows:
         wrapped = textwrap.wrap(text, WIDTH - left - 4) or [""]
-        if len(name) > left:
+        if len(name) > WIDTH - left - 4:  # many choices: lines of their own
+            lines += textwrap.wrap(
+                name.replace(",", ", "),
+                WIDTH,
+                initial_indent="  ",
+                subsequent_indent=" " * 6,
+                break_long_words=False,
+            )
+            wrapped = ["", *wrapped]
+        elif len(name) > left:
             wrapped = textwrap.wrap(text, WIDTH - len(name) - 4) or [""]
             lines.append(f"  {name}  {wrapped[0]}".rstrip())
         else:

@@ -41,6 +41,15 @@ def test_help_of_every_verb_fits_a_screen_and_ends_with_examples(name: str) -> N
 
 
 @pytest.mark.parametrize("name", VERBS)
+def test_the_whole_help_names_every_option_in_its_width(name: str) -> None:
+    text = verb_help(f"crossband {name}", VERBS[name], everything=True)
+    assert max(map(len, text.splitlines())) <= 100
+    words = " ".join(text.lower().replace("_", "-").split())
+    for option in options_of(VERBS[name].config_class()):
+        assert option.name.lower().replace("_", "-") in words
+
+
+@pytest.mark.parametrize("name", VERBS)
 def test_every_option_says_what_it_is(name: str) -> None:
     silent = [o.name for o in options_of(VERBS[name].config_class()) if not o.help]
     assert silent == []
