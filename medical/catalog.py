@@ -135,6 +135,23 @@ def _lvm_med_vit(size: str, file: str, **arguments: Any) -> ModelEntry:
     )
 
 
+def _around_encoder(
+    name: str, summary: str, target: str, task: str = "segmentation", **arguments: Any
+) -> ModelEntry:
+    return ModelEntry(
+        name=f"lvm_med_{name}",
+        summary=summary,
+        target=target,
+        task=task,
+        paper=_LVM_MED,
+        licence="Apache-2.0 (our code)",
+        input_shape=(3, 224, 224),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        arguments=arguments,
+    )
+
+
 MODELS: tuple[ModelEntry, ...] = (
     *(_classifier(size) for size in SIZES),
     *(_segmentor(size) for size in ("tiny", "small", "base", "large")),
@@ -157,41 +174,27 @@ MODELS: tuple[ModelEntry, ...] = (
         num_heads=16,
         global_attn_indexes=(7, 15, 23, 31),
     ),
-    ModelEntry(
-        name="lvm_med_resnet50_unet",
-        summary="U-Net of segmentation_models_pytorch on LVM-Med's ResNet-50",
-        target=_UNET,
-        task="segmentation",
-        paper=_LVM_MED,
-        licence="Apache-2.0 (our code)",
-        input_shape=(3, 224, 224),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        arguments={"backbone": "lvm_med_resnet50", "num_classes": 2},
+    _around_encoder(
+        "resnet50_unet",
+        "U-Net of segmentation_models_pytorch on LVM-Med's ResNet-50",
+        _UNET,
+        backbone="lvm_med_resnet50",
+        num_classes=2,
     ),
-    ModelEntry(
-        name="lvm_med_vit_base_unet",
-        summary="U-Net at half resolution with LVM-Med's (SAM's) ViT-B as its deepest level",
-        target="crossband.shared.heads.vit_unet:SAMUNet",
-        task="segmentation",
-        paper=_LVM_MED,
-        licence="Apache-2.0 (our code)",
-        input_shape=(3, 224, 224),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        arguments={"encoder": {"use_abs_pos": False}, "num_classes": 2},
+    _around_encoder(
+        "vit_base_unet",
+        "U-Net at half resolution with LVM-Med's (SAM's) ViT-B as its deepest level",
+        "crossband.shared.heads.vit_unet:SAMUNet",
+        encoder={"use_abs_pos": False},
+        num_classes=2,
     ),
-    ModelEntry(
-        name="lvm_med_vit_base_classifier",
-        summary="classes from the mean of the last map of LVM-Med's (SAM's) ViT-B",
-        target="crossband.shared.heads.pooled:PooledClassifier",
+    _around_encoder(
+        "vit_base_classifier",
+        "classes from the mean of the last map of LVM-Med's (SAM's) ViT-B",
+        "crossband.shared.heads.pooled:PooledClassifier",
         task="classification",
-        paper=_LVM_MED,
-        licence="Apache-2.0 (our code)",
-        input_shape=(3, 224, 224),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        arguments={"backbone": "lvm_med_vit_base", "num_classes": 4},
+        backbone="lvm_med_vit_base",
+        num_classes=4,
     ),
     ModelEntry(
         name="backbone_unet",

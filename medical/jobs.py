@@ -111,6 +111,20 @@ def normalisation(config: TrainConfig) -> Normalisation:
     Raises:
         ConfigError: not two numbers, or a deviation of 0.
     """
+    known = known_normalisation(config)
+    if known is not None:
+        return known
+    if config.data.colours or config.model in LVM_MED:
+        return IMAGENET
+    return Normalisation(MEAN, STD)
+
+
+def known_normalisation(config: TrainConfig) -> Normalisation | None:
+    """Return mean and deviation: those given, or those that our file of weights tells.
+
+    Raises:
+        ConfigError: not two numbers, or a deviation of 0.
+    """
     if config.statistics:
         return given_statistics(config.statistics)
     if config.weights and config.weights.endswith(".safetensors"):
@@ -118,9 +132,7 @@ def normalisation(config: TrainConfig) -> Normalisation:
             stored = read_config(config.weights).get("normalisation") or {}
             if len(stored.get("mean", ())) == 3:
                 return Normalisation(tuple(stored["mean"]), tuple(stored["std"]))
-    if config.data.colours or config.model in LVM_MED:
-        return IMAGENET
-    return Normalisation(MEAN, STD)
+    return None
 
 
 def given_statistics(values: list[float]) -> Normalisation:

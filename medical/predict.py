@@ -22,7 +22,13 @@ from crossband.medical.networks import (
     open_network,
     require_task,
 )
-from crossband.medical.pictures import safe, save_picture, stem_of
+from crossband.medical.pictures import (
+    mask_sentence,
+    safe,
+    save_picture,
+    stem_of,
+    write_mask,
+)
 from crossband.medical.privacy import Names
 from crossband.medical.reader import Reader
 from crossband.medical.segmenter import Segmenter
@@ -32,7 +38,6 @@ from crossband.shared.export import is_exported
 from crossband.shared.files import write_text
 from crossband.shared.heatmaps import overlay as heat_overlay
 from crossband.shared.prediction import predict_each
-from crossband.shared.reports.figures import overlay
 
 
 def predict(config: PredictConfig) -> int | None:
@@ -194,26 +199,12 @@ def _masks(config: PredictConfig, paths: list[Path], names: Names) -> int | None
 
     def run(path: Path) -> dict[str, Any]:
         image, shown = _read(path, window, names, segmenter.colours)
-        ids = segmenter.predict(image.pixels)
-        stem = stem_of(shown, taken)
-        target, covered = out / f"{stem}.png", out / f"{stem}_overlay.jpg"
-        save_picture(ids, target)
-        save_picture(overlay(image.pixels, ids, segmenter.palette), covered)
-        counts = np.bincount(ids.ravel(), minlength=len(segmenter.classes))
-        return {
-            "input": shown,
-            "mask": str(target),
-            "overlay": str(covered),
-            "size": list(ids.shape),
-            "area": {
-                name: round(int(n) / ids.size, 6)
-                for name, n in zip(segmenter.classes, counts, strict=True)
-            },
-            "notes": list(image.notes),
-        }
+        ids, stem = segmenter.predict(image.pixels), stem_of(shown, taken)
+        written = write_mask(out, stem, image, ids, segmenter.classes, segmenter.palette)
+        return {"input": shown, **written}
 
     return predict_each(
-        paths, run, name=names.image, describe=_mask_sentence, options=config, folder=out
+        paths, run, name=names.image, describe=mask_sentence, options=config, folder=out
     )
 
 
@@ -235,9 +226,3 @@ def _sentence(entry: dict[str, Any]) -> str:
     best = ", ".join(f"{name} {value:.2f}" for name, value in ranked)
     notes = f" ({' '.join(entry['notes'])})" if entry["notes"] else ""
     return f"{entry['input']}: {best}{notes}"
-
-
-def _mask_sentence(entry: dict[str, Any]) -> str:
-    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in entry["area"].items())
-    notes = f" ({' '.join(entry['notes'])})" if entry["notes"] else ""
-    return f"{entry['mask']}: {shares}{notes}"

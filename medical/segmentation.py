@@ -19,38 +19,28 @@ from crossband.medical.data.splits import Gathered
 from crossband.medical.data.tolerant import GoingOn
 from crossband.medical.data.views import ImagePairs, MaskedViews, Pairs
 from crossband.medical.jobs import (
-    NOT_A_DEVICE,
     Job,
     common_facts,
     gather_for,
     normalisation,
     reading,
 )
+from crossband.medical.mask_reports import Scored, evaluation_results, training_results
 from crossband.medical.mask_scores import (
     Distances,
     explanation,
-    public,
     score_masks,
-    scores_text,
-    table_rows,
 )
 from crossband.medical.networks import SEGMENTATION
 from crossband.medical.privacy import NamedStore, Names
-from crossband.medical.report import protocol_text
 from crossband.medical.segmenter import Segmenter
-from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
-from crossband.shared.cli.output import print_json
-from crossband.shared.errors import EXIT_PARTIAL, ConfigError, DataError
-from crossband.shared.files import json_text, write_text
-from crossband.shared.reports.figures import curves, panel, png
-from crossband.shared.reports.html import Report
+from crossband.shared.errors import ConfigError, DataError
 from crossband.shared.tasks.segmentation import SegmentationTask
 from crossband.shared.training.callbacks import RunBook
 from crossband.shared.training.run_folder import RunFolder
 
 LOSSES = ("auto", "ce", "ce_dice", "ce_dice_all", "dice_ce")
 _PALETTE = ((0, 0, 0), (64, 160, 255), (255, 140, 0), (60, 200, 90), (220, 60, 120))
-_WORST = 6
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -294,103 +284,24 @@ def evaluate(
     )
     volumes = of_volumes(records)
     protocol["volumes" if volumes else "images"] = len(scores["rows"])
-    said = explanation(distances, volumes)
-    results = {"protocol": protocol | {"explanation": said}, **public(scores, names)}
-    write_text(out / "metrics.json", json_text(results) + "\n")
-    report = Report("Evaluation: masks", protocol_text(protocol))
-    worst = cases_of(_worst(scores), store, segmenter, window)
-    _add(report, segmenter, scores, said, worst, names, classes)
-    report.write(out / "report.html")
-    if config.json:
-        print_json(results)
-    else:
-        for problem in scores["left_out"]:
-            print(f"left out: {problem}")
-        print(scores_text(scores))
-        if not config.quiet:
-            print(NOT_A_DEVICE)
-        print(f"report: {out / 'report.html'}")
-    return EXIT_PARTIAL if scores["left_out"] else None
+    scored = Scored(
+        segmenter,
+        scores,
+        classes,
+        explanation(distances, volumes),
+        lambda some: cases_of(some, store, segmenter, window),
+    )
+    return evaluation_results(config, out, "Evaluation: masks", scored, protocol)
 
 
 def _finish(config: TrainConfig, folder: RunFolder, chosen: list[Record], book: RunBook) -> None:
     segmenter = Segmenter.load(folder.best, device=config.device, precision=config.precision)
-    names, store = Names(config.keep_ids), reading(config)
-    cases, distances = cases_of(chosen, store, segmenter, config.data.window), Distances(False)
-    scores = score_masks(segmenter, cases, segmenter.mask_classes, names)
-    checkpoint = load_checkpoint(folder.best)
-    metrics = {f"{config.select_on}_mean_dice": scores["dice"]["value"]}
-    save_checkpoint(folder.best, checkpoint.state_dict, checkpoint.config | {"metrics": metrics})
-    minutes = round(book.seconds / 60, 2)
-    protocol = segmenter.config["protocol"] | {"split": config.select_on, "minutes": minutes}
-    said = explanation(distances, of_volumes(chosen))
-    results = {
-        "headline": {"dice": scores["dice"]["value"]},
-        "protocol": protocol | {"explanation": said},
-        "best": book.best,
-        config.select_on: public(scores, names),
-        "history": book.history,
-    }
-    folder.write_results(results)
-    report = Report(f"Training: {config.model}", protocol_text(protocol))
-    worst = cases_of(_worst(scores), store, segmenter, config.data.window)
-    _add(report, segmenter, scores, said, worst, names, segmenter.mask_classes)
-    report.heading("Curves")
-    kind = "val_iou" if len(segmenter.classes) == 2 else "val_miou"
-    report.figure(curves(book.history, (kind,)), f"best epoch {book.best['epoch']}")
-    report.write(folder.report)
-    if config.json:
-        print_json({"weights": str(folder.best), **results})
-    else:
-        print(scores_text(scores))
-        print(f"weights: {folder.best}\nreport: {folder.report}")
+    names, store, classes = Names(config.keep_ids), reading(config), segmenter.mask_classes
 
+    def cases(records: Sequence[Record]) -> Iterable[ImageCase | ScanCase]:
+        return cases_of(records, store, segmenter, config.data.window)
 
-def _worst(scores: dict[str, Any]) -> list[Record]:
-    """Return the images of the least Dice, worst first."""
-
-    def mean(row: dict[str, Any]) -> float:
-        values = np.array(list(row["dice"].values()))
-        return float(np.nanmean(values)) if not np.isnan(values).all() else 1.0
-
-    return [row["image"] for row in sorted(scores["rows"], key=mean)[:_WORST]]
-
-
-def _add(
-    report: Report,
-    segmenter: Segmenter,
-    scores: dict[str, Any],
-    said: str,
-    worst: Iterable[ImageCase | ScanCase],
-    names: Names,
-    classes: MaskClasses,
-) -> None:
-    """Add the table and the worst images."""
-    report.note(NOT_A_DEVICE)
-    report.table(table_rows(scores), said)
-    for problem in scores["left_out"]:
-        report.text(f"Left out: {problem}")
-    report.heading("Worst images")
-    report.note(
-        "From left to right: the image (of a volume the slice with most labels), labels, "
-        "predictions."
-    )
-    dice = {id(row["image"]): row["dice"] for row in scores["rows"]}
-    for case in worst:
-        record = case.record
-        found, truth = case.found(segmenter), case.truth(classes)
-        picture = panel(*case.shown(found, truth), segmenter.palette)
-        values = ", ".join(
-            f"{name} {'-' if np.isnan(value) else format(value, '.3f')}"
-            for name, value in dice[id(record)].items()
-        )
-        shown = _image(picture)
-        shown.thumbnail((960, 320))
-        caption = f"{names.image(record.path, record.name)}: Dice {values}"
-        report.picture(png(np.asarray(shown)), "png", caption)
-
-
-def _image(pixels: np.ndarray) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(pixels)
+    scores = score_masks(segmenter, cases(chosen), classes, names)
+    said = explanation(Distances(False), of_volumes(chosen))
+    curve = "val_iou" if len(classes) == 2 else "val_miou"
+    training_results(config, folder, book, Scored(segmenter, scores, classes, said, cases), curve)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from crossband.shared.backbones.base import Backbone
+
 GROUP = "crossband.domains"
 SHARED = "crossband.shared.backbones"  # its catalog is read beside those of the domains
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -164,6 +166,27 @@ def create_model(
         else:
             _load(model, weights, official)
     return model
+
+
+def as_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any] | None = None) -> Backbone:
+    """Return a network under the `Backbone` contract: itself, or built by name.
+
+    Args:
+        backbone: The network, or a name as `create_model` takes it.
+        arguments: Of a backbone given by name.
+
+    Raises:
+        ConfigError: a network that gives no feature maps, or an unknown name or argument.
+    """
+    from crossband.shared.backbones.base import Backbone
+
+    if isinstance(backbone, str):
+        backbone = create_model(backbone, features_only=True, **(arguments or {}))
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"{type(backbone).__name__} gives no feature maps: give a Backbone, or its name."
+        )
+    return backbone
 
 
 def _create_ours(entry: ModelEntry, features_only: bool, arguments: Mapping[str, Any]) -> nn.Module:

@@ -18,10 +18,9 @@ from crossband.medical.data.masks import mask_values
 from crossband.medical.data.overview import (
     Progress,
     counts_text,
-    known_patients,
     named_classes,
     print_list,
-    split_rows,
+    set_facts,
     value_remark,
 )
 from crossband.medical.data.radiographs import Radiograph, read_radiograph
@@ -201,12 +200,7 @@ def _facts(look: Look, config: SourceConfig, names: Names) -> dict[str, Any]:
     remark = value_remark(look.values, named_classes(look.data, config.classes, config.mask_values))
     ages = [record.age for record in records if record.age is not None]
     return {
-        "data": str(look.data.root),
-        "layout": look.data.layout,
-        "images": len(records),
-        "patients": known_patients(records),
-        "splits": split_rows(look.data),
-        "masks": sum(record.mask is not None for record in records),
+        **set_facts(look.data),
         "mask_values": {str(value): count for value, count in sorted(look.values.items())},
         "sizes": {f"{h} x {w}": count for (h, w), count in look.sizes.most_common()},
         "bits": {str(bits): count for bits, count in sorted(look.bits.items())},

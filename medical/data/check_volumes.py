@@ -15,10 +15,9 @@ from crossband.medical.data.masks import IGNORE, MaskClasses
 from crossband.medical.data.overview import (
     Progress,
     counts_text,
-    known_patients,
     named_classes,
     print_list,
-    split_rows,
+    set_facts,
     value_name,
     value_remark,
 )
@@ -125,12 +124,7 @@ def facts(look: VolumeLook, config: SourceConfig, names: Names) -> dict[str, Any
     remark = value_remark(look.voxels, classes)
     spacings = np.array(look.spacings)
     return {
-        "data": str(look.data.root),
-        "layout": look.data.layout,
-        "images": len(records),
-        "patients": known_patients(records),
-        "splits": split_rows(look.data),
-        "masks": sum(record.mask is not None for record in records),
+        **set_facts(look.data),
         "sequences": max((1 + len(record.sequences) for record in records), default=1),
         "shapes": {" x ".join(map(str, s)): count for s, count in look.shapes.most_common()},
         "slices": look.slices,

@@ -55,6 +55,18 @@ def split_rows(data: Collection) -> list[dict[str, Any]]:
     ]
 
 
+def set_facts(data: Collection) -> dict[str, Any]:
+    """Return what there is to say of any data set, ready for JSON."""
+    return {
+        "data": str(data.root),
+        "layout": data.layout,
+        "images": len(data.records),
+        "patients": known_patients(data.records),
+        "splits": split_rows(data),
+        "masks": sum(record.mask is not None for record in data.records),
+    }
+
+
 def counts_text(counts: Mapping[str, int]) -> str:
     """Return `256 x 256 (12), 224 x 224 (3)`, the first ten."""
     shown = [f"{name} ({count})" for name, count in list(counts.items())[:SHOWN]]

@@ -16,7 +16,7 @@ import torch
 
 from crossband.medical.config import TrainConfig
 from crossband.medical.data.splits import Gathered
-from crossband.medical.data.transforms import IMAGENET, Normalisation
+from crossband.medical.data.transforms import IMAGENET
 from crossband.medical.detection.data import (
     BoxData,
     Boxed,
@@ -32,11 +32,10 @@ from crossband.medical.detection.model import describe, require_openmmlab
 from crossband.medical.detection.pictures import scores_text
 from crossband.medical.detection.reading import add_results, read_boxes, store_for
 from crossband.medical.detection.scoring import EXPLANATION
-from crossband.medical.jobs import NOT_A_DEVICE, common_facts, given_statistics
+from crossband.medical.jobs import NOT_A_DEVICE, common_facts, known_normalisation
 from crossband.medical.networks import DETECTION
 from crossband.medical.privacy import Names
 from crossband.medical.report import protocol_text
-from crossband.shared.checkpoints import HEADER_KEY, read_config, read_state_dict
 from crossband.shared.cli.output import print_json
 from crossband.shared.devices import select_device
 from crossband.shared.errors import DataError
@@ -94,7 +93,7 @@ class _Job:
         self.val = self._sized("val", self.data.val)
         self.train = self._sized("train", self.data.train)
         self.description = describe(config, len(self.data.classes), arguments)
-        self.normalisation = _normalisation(config)
+        self.normalisation = known_normalisation(config) or IMAGENET
         gathered = Gathered(
             self.data.classes,
             False,
@@ -203,18 +202,6 @@ class _Job:
         print(f"weights: {folder.best}\nreport: {folder.report}")
         if not config.quiet:
             print(NOT_A_DEVICE)
-
-
-def _normalisation(config: TrainConfig) -> Normalisation:
-    """Return mean and deviation: those given, those of the weights, or ImageNet's."""
-    if config.statistics:
-        return given_statistics(config.statistics)
-    if config.weights and config.weights.endswith(".safetensors"):
-        if HEADER_KEY in read_state_dict(config.weights)[1]:
-            stored = read_config(config.weights).get("normalisation") or {}
-            if len(stored.get("mean", ())) == 3:
-                return Normalisation(tuple(stored["mean"]), tuple(stored["std"]))
-    return IMAGENET
 
 
 def _try_batch(config: TrainConfig, engine: Mapping[str, Any]) -> None:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from crossband.medical.lvm_med.objective import GraphMatchingObjective, ObjectiveOutput, View
-from crossband.shared.backbones.base import Backbone
 from crossband.shared.backbones.sam import SAMEncoder
 from crossband.shared.errors import ConfigError
-from crossband.shared.registry import create_model
+from crossband.shared.registry import as_backbone, create_model
 
 PREFIX = "backbone."
 _NAMES = {"resnet50": "lvm_med_resnet50", "sam_vit_b": "lvm_med_vit_base"}
@@ -57,10 +56,7 @@ class LVMMed(nn.Module):
             raise ConfigError(
                 "A network that is given has its weights and arguments: give a name, or neither."
             )
-        if not isinstance(backbone, Backbone):
-            raise ConfigError(
-                f"{type(backbone).__name__} gives no feature maps: give a Backbone, or its name."
-            )
+        backbone = as_backbone(backbone)
         self.backbone = backbone
         dim = backbone.out_channels[-1]
         self.before_neck = isinstance(backbone, SAMEncoder) and not neck

@@ -9,39 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from crossband.medical.cases import ImageCase, fitted
 from crossband.medical.config import EvaluateConfig, TrainConfig
 from crossband.medical.data.masks import MaskClasses, read_mask
 from crossband.medical.data.radiographs import RadiographStore
 from crossband.medical.data.records import Record
-from crossband.medical.jobs import NOT_A_DEVICE, reading
+from crossband.medical.jobs import reading
+from crossband.medical.mask_reports import Scored, evaluation_results, training_results
 from crossband.medical.mask_scores import (
     Distances,
     explanation,
-    public,
     score_masks,
-    scores_text,
-    table_rows,
 )
 from crossband.medical.privacy import NamedStore, Names
 from crossband.medical.prompted.boxes import Boxes, BoxTable
 from crossband.medical.prompted.frames import class_boxes
 from crossband.medical.prompted.segmenter import PromptedSegmenter
-from crossband.medical.report import protocol_text
 from crossband.medical.segmentation import of_volumes, with_masks
-from crossband.shared.checkpoints import load_checkpoint, save_checkpoint
-from crossband.shared.cli.output import print_json
-from crossband.shared.errors import EXIT_PARTIAL, ConfigError, DataError
-from crossband.shared.files import json_text, write_text
-from crossband.shared.reports.figures import curves, panel, png
-from crossband.shared.reports.html import Report
+from crossband.shared.errors import ConfigError, DataError
 from crossband.shared.training.callbacks import RunBook
 from crossband.shared.training.run_folder import RunFolder
 
 OF_MASKS = "of the masks themselves, exact: one around all that a class covers in an image"
-_WORST = 6
 
 
 @dataclass
@@ -104,23 +94,8 @@ def evaluate(
         seed=config.seed,
     )
     protocol |= {"images": len(scores["rows"]), "boxes": config.boxes or OF_MASKS}
-    said = explanation(distances, False)
-    results = {"protocol": protocol | {"explanation": said}, **public(scores, names)}
-    write_text(out / "metrics.json", json_text(results) + "\n")
-    report = Report("Evaluation: masks from boxes", protocol_text(protocol))
-    _add(report, segmenter, scores, said, cases, names)
-    report.write(out / "report.html")
-    if config.json:
-        print_json(results)
-    else:
-        for problem in scores["left_out"]:
-            print(f"left out: {problem}")
-        print(scores_text(scores))
-        if not config.quiet:
-            print(f"boxes: {protocol['boxes']}")
-            print(NOT_A_DEVICE)
-        print(f"report: {out / 'report.html'}")
-    return EXIT_PARTIAL if scores["left_out"] else None
+    scored = _scored(segmenter, scores, classes, explanation(distances, False), cases)
+    return evaluation_results(config, out, "Evaluation: masks from boxes", scored, protocol)
 
 
 def finish(config: TrainConfig, folder: RunFolder, chosen: list[Record], book: RunBook) -> None:
@@ -133,33 +108,23 @@ def finish(config: TrainConfig, folder: RunFolder, chosen: list[Record], book: R
     cases = _cases(chosen, reading(config), classes, None, names)
     talk = not config.quiet and not config.json
     scores = score_masks(segmenter, _told(cases, talk), classes, names)  # type: ignore[arg-type]
-    checkpoint = load_checkpoint(folder.best)
-    metrics = {f"{config.select_on}_mean_dice": scores["dice"]["value"]}
-    save_checkpoint(folder.best, checkpoint.state_dict, checkpoint.config | {"metrics": metrics})
-    protocol = segmenter.config["protocol"] | {
-        "split": config.select_on,
-        "boxes": OF_MASKS,
-        "minutes": round(book.seconds / 60, 2),
-    }
-    said = explanation(Distances(False), False)
-    results = {
-        "headline": {"dice": scores["dice"]["value"]},
-        "protocol": protocol | {"explanation": said},
-        "best": book.best,
-        config.select_on: public(scores, names),
-        "history": book.history,
-    }
-    folder.write_results(results)
-    report = Report(f"Training: {config.model}", protocol_text(protocol))
-    _add(report, segmenter, scores, said, cases, names)
-    report.heading("Curves")
-    report.figure(curves(book.history, ("val_dice",)), f"best epoch {book.best['epoch']}")
-    report.write(folder.report)
-    if config.json:
-        print_json({"weights": str(folder.best), **results})
-    else:
-        print(scores_text(scores))
-        print(f"weights: {folder.best}\nreport: {folder.report}")
+    scored = _scored(segmenter, scores, classes, explanation(Distances(False), False), cases)
+    training_results(config, folder, book, scored, "val_dice", boxes=OF_MASKS)
+
+
+def _scored(
+    segmenter: PromptedSegmenter,
+    scores: dict[str, Any],
+    classes: MaskClasses,
+    said: str,
+    cases: Sequence[PromptedCase],
+) -> Scored:
+    by_record = {id(case.record): case for case in cases}
+
+    def again(records: Sequence[Record]) -> list[PromptedCase]:
+        return [by_record[id(record)] for record in records]
+
+    return Scored(segmenter, scores, classes, said, again, "what was found in their boxes")
 
 
 def _cases(
@@ -187,35 +152,3 @@ def _told(cases: Sequence[PromptedCase], talk: bool) -> Iterator[PromptedCase]:
         yield case
     if talk and sys.stderr.isatty():
         print(f"\r{len(cases)}/{len(cases)} images", file=sys.stderr, flush=True)
-
-
-def _add(
-    report: Report,
-    segmenter: PromptedSegmenter,
-    scores: dict[str, Any],
-    said: str,
-    cases: Sequence[PromptedCase],
-    names: Names,
-) -> None:
-    """Add the table and the worst images."""
-    report.note(NOT_A_DEVICE)
-    report.table(table_rows(scores), said)
-    for problem in scores["left_out"]:
-        report.text(f"Left out: {problem}")
-    report.heading("Worst images")
-    report.note("From left to right: the image, labels, what was found in their boxes.")
-    dice = {id(row["image"]): _known(row["dice"]) for row in scores["rows"]}
-    scored = [case for case in cases if dice.get(id(case.record))]
-    ranked = sorted(scored, key=lambda case: np.mean(list(dice[id(case.record)].values())))
-    for case in ranked[:_WORST]:
-        record = case.record
-        parts = case.shown(case.found(segmenter), case.truth(case.classes))
-        shown = Image.fromarray(panel(*parts, segmenter.palette))
-        shown.thumbnail((960, 320))
-        values = ", ".join(f"{name} {value:.3f}" for name, value in dice[id(record)].items())
-        caption = f"{names.image(record.path, record.name)}: Dice {values}"
-        report.picture(png(np.asarray(shown)), "png", caption)
-
-
-def _known(values: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if not np.isnan(value)}

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from crossband.medical.config import PredictConfig
 from crossband.medical.data.radiographs import read_radiograph
+from crossband.medical.pictures import mask_sentence, stem_of, write_mask
 from crossband.medical.privacy import Names
 from crossband.medical.prompted import boxes
 from crossband.medical.prompted.segmenter import PromptedSegmenter
 from crossband.shared.checkpoints import read_config
 from crossband.shared.errors import ConfigError, DataError
-from crossband.shared.files import atomic_path
 from crossband.shared.prediction import predict_each
-from crossband.shared.reports.figures import overlay
-
-_LONGEST = 160  # characters of a file's stem
 
 
 def predict(config: PredictConfig, paths: Sequence[Path], names: Names) -> int | None:
@@ -66,51 +59,15 @@ def predict(config: PredictConfig, paths: Sequence[Path], names: Names) -> int |
         except DataError as error:
             raise DataError(names.error(error, path)) from None
         ids = segmenter.outline(image.pixels, own.corners, own.kinds)
-        stem = _stem(shown, taken)
-        target, covered = out / f"{stem}.png", out / f"{stem}_overlay.jpg"
-        _save(ids, target)
-        _save(overlay(image.pixels, ids, segmenter.palette), covered)
-        counts = np.bincount(ids.ravel(), minlength=len(segmenter.classes))
-        return {
-            "input": shown,
-            "mask": str(target),
-            "overlay": str(covered),
-            "size": list(ids.shape),
-            "boxes": len(own),
-            "area": {
-                name: round(int(n) / ids.size, 6)
-                for name, n in zip(segmenter.classes, counts, strict=True)
-            },
-            "notes": list(image.notes),
-        }
+        stem = stem_of(shown, taken)
+        written = write_mask(out, stem, image, ids, segmenter.classes, segmenter.palette)
+        return {"input": shown, **written, "boxes": len(own)}
 
     return predict_each(
         list(zip(paths, given, strict=True)),
         run,
         name=lambda job: names.image(job[0]),
-        describe=_sentence,
+        describe=mask_sentence,
         options=config,
         folder=out,
     )
-
-
-def _stem(shown: str, taken: dict[str, str]) -> str:
-    """Return the stem of an image's results; another image (1.png, 1.dcm) gets another one."""
-    plain = re.sub(r"\.(png|jpe?g|dcm|tiff?|bmp|webp)$", "", shown, flags=re.I)
-    first = re.sub(r"[^\w.+-]+", "_", plain)[-_LONGEST:]
-    stem, number = first, 1
-    while taken.setdefault(stem, shown) != shown:
-        number += 1
-        stem = f"{first}-{number}"
-    return stem
-
-
-def _sentence(entry: dict[str, Any]) -> str:
-    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in entry["area"].items())
-    notes = f" ({' '.join(entry['notes'])})" if entry["notes"] else ""
-    return f"{entry['mask']}: {shares}{notes}"
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary)

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from crossband.shared.backbones.base import AroundBackbone, Backbone
-from crossband.shared.errors import ConfigError
-from crossband.shared.registry import create_model
+from crossband.shared.backbones.base import AroundBackbone
+from crossband.shared.registry import as_backbone
 
 
 class PooledClassifier(AroundBackbone):
@@ -33,12 +32,7 @@ class PooledClassifier(AroundBackbone):
     ) -> None:
         """Build both parts."""
         super().__init__()
-        if isinstance(backbone, str):
-            backbone = create_model(backbone, features_only=True, **(backbone_arguments or {}))
-        if not isinstance(backbone, Backbone):
-            raise ConfigError(
-                f"{type(backbone).__name__} gives no feature maps: give a Backbone, or its name."
-            )
+        backbone = as_backbone(backbone, backbone_arguments)
         self.backbone = backbone
         self.head = nn.Linear(backbone.out_channels[-1], num_classes)
 

@@ -13,9 +13,9 @@ import crossband.shared.compat  # noqa: F401 - before smp, which imports torchvi
 
 from torch import Tensor, nn
 
-from crossband.shared.backbones.base import AroundBackbone, Backbone
+from crossband.shared.backbones.base import AroundBackbone
 from crossband.shared.errors import ConfigError, MissingExtraError
-from crossband.shared.registry import create_model
+from crossband.shared.registry import as_backbone
 
 
 class BackboneUNet(AroundBackbone):
@@ -54,12 +54,7 @@ class BackboneUNet(AroundBackbone):
             from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
         except ModuleNotFoundError as error:
             raise MissingExtraError("segmentation_models_pytorch", "medical") from error
-        if isinstance(backbone, str):
-            backbone = create_model(backbone, features_only=True, **(backbone_arguments or {}))
-        if not isinstance(backbone, Backbone):
-            raise ConfigError(
-                f"{type(backbone).__name__} gives no feature maps: give a Backbone, or its name."
-            )
+        backbone = as_backbone(backbone, backbone_arguments)
         self.num_classes = num_classes
         self.encoder = backbone
         channels = dict(zip(backbone.strides, backbone.out_channels, strict=True))
